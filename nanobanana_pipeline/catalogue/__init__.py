@@ -1,0 +1,1 @@
+"""Reading, checking and identifying the prompts of a Parquet catalogue."""

@@ -1,0 +1,84 @@
+"""Every knob, once: typed, bounded, described, and read from `NANOBANANA_*`.
+
+Nothing else in the project reads the environment. Defaults that belong to a model (its base URL, its limits) live in the
+model spec, not here.
+"""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from nanobanana_pipeline.errors import UserError
+
+DEMO_OUTPUT = "data/demo"
+SIMULATOR_KEY = "simulated-key"
+
+Usd = Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=6)]
+
+
+def _comma_separated(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """The configuration of one pipeline, from the environment unless given by name."""
+
+    model_config = SettingsConfigDict(env_prefix="NANOBANANA_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    api_key: SecretStr | None = Field(None, description="The provider's API key (Bearer token). Needed for real work.")
+    base_url: str | None = Field(None, pattern="^https?://", description="The API's origin; default: the provider's.")
+    model: str = Field("nano_banana_2", description="The model spec to use.")
+    catalogue: str = Field("data/catalogue", description="Folder (or fsspec URI) whose children are catalogues.")
+    output: str = Field("data/output", description="Folder (or fsspec URI) for images, tables and pages.")
+    ledger_url: str | None = Field(None, description="SQLAlchemy URL of the ledger; default: SQLite in the output.")
+    prices: str | None = Field(None, description="Your own price file (TOML); wins over the model spec's list prices.")
+    budget_usd: Usd = Field(Decimal(100), description="The most that may be spent in one UTC day.")
+    budget_run_usd: Usd | None = Field(None, description="The most that one run may spend.")
+    budget_catalogue_usd: Usd | None = Field(None, description="The most that one catalogue may ever spend.")
+    max_in_flight: int = Field(64, ge=1, le=100_000, description="Open tasks at the provider, at most.")
+    requests_per_minute: int | None = Field(None, ge=1, description="Submits a minute, at most; default: no limit.")
+    shard_size: int = Field(1000, ge=1, le=100_000, description="Prompts in a shard (one Dagster partition).")
+    task_deadline_s: int = Field(900, ge=1, description="Seconds after which a task that has not ended is overdue.")
+    on_unknown: Literal["hold", "resubmit"] = Field("hold", description="What to do with submits of unknown outcome.")
+    max_attempts: int = Field(3, ge=1, le=20, description="Attempts of an item after provider failures, at most.")
+    verify: Literal["full", "structure"] = Field("full", description="How closely an image is checked before it counts.")
+    on_unusable: Literal["keep", "regenerate"] = Field("keep", description="What to do after a paid, unusable image.")
+    approve_above_usd: Usd | None = Field(None, description="Runs estimated above this wait for a person's approval.")
+    image_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)] = Field(
+        (), description="Hosts that images may be fetched from (comma separated); default: any public one."
+    )
+
+    @property
+    def simulated(self) -> bool:
+        """Whether, with neither key nor base URL, only the simulator can be meant."""
+        return self.api_key is None and self.base_url is None
+
+    @property
+    def workspace(self) -> str:
+        """The output in use: simulated work never mixes with real work, so it has a folder of its own."""
+        return DEMO_OUTPUT if self.simulated else self.output
+
+    @property
+    def ledger(self) -> str:
+        """The ledger's SQLAlchemy URL."""
+        if self.ledger_url is not None and not self.simulated:
+            return self.ledger_url
+        if "://" in self.workspace:
+            raise UserError(
+                f"NANOBANANA_OUTPUT={self.workspace} is remote, and a SQLite ledger can't live there: "
+                "set NANOBANANA_LEDGER_URL to a PostgreSQL URL"
+            )
+        return f"sqlite:///{Path(self.workspace).absolute() / 'ledger.sqlite'}"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with `overrides` on top. Raises `UserError` naming each wrong variable."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        # The rejected input is left out on purpose: for the key it would be the secret itself.
+        wrong = "; ".join(f"NANOBANANA_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors() if e["loc"])
+        raise UserError(f"wrong settings: {wrong}; correct the environment and try again") from None

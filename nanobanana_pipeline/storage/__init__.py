@@ -1,0 +1,1 @@
+"""Image files and Delta tables under the output, and SQL over them."""
