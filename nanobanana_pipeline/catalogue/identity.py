@@ -1,0 +1,109 @@
+"""Who an item is and what it asks for: stable hashes, canonical requests, and names that are safe in a path.
+
+Everything here is a pure function of its arguments and must give the same answer for ever: ledgers and file names of
+past runs depend on it. Nothing here reads a catalogue or touches a disk.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, Self
+
+import orjson
+
+from nanobanana_pipeline.model_specs.spec import ModelSpec
+
+_ID_HEX_DIGITS = 32
+_NAME_HASH_DIGITS = 8
+
+# One dot at a time: Dagster forbids "..." in a partition key, and "." and ".." are folders.
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]|\.(?=\.)|(?<=\.)\.|^[.-]|\.\Z")
+_LOOKS_HASHED = re.compile(rf"-[0-9a-f]{{{_NAME_HASH_DIGITS}}}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one catalogue row asks of the model, as the row sets it: empty is the same as absent."""
+
+    model: str
+    prompt: str
+    image_urls: tuple[str, ...] = ()
+    aspect_ratio: str | None = None
+    resolution: str | None = None
+    response_modalities: tuple[str, ...] | None = None
+
+    def canonical(self, spec: ModelSpec) -> str:
+        """The request as JSON with every default filled in: equal for two requests that mean the same."""
+        return _canonical(self, spec).decode()
+
+    def to_json(self) -> str:
+        """The request as compact JSON, without what the row leaves open."""
+        fields: dict[str, Any] = {
+            "model": self.model,
+            "prompt": self.prompt,
+            "image_urls": self.image_urls,
+            "aspect_ratio": self.aspect_ratio,
+            "resolution": self.resolution,
+            "response_modalities": self.response_modalities,
+        }
+        return orjson.dumps({name: value for name, value in fields.items() if value}).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The request that `to_json` wrote."""
+        fields = orjson.loads(text)
+        modalities = fields.get("response_modalities")
+        return cls(
+            model=fields["model"],
+            prompt=fields["prompt"],
+            image_urls=tuple(fields.get("image_urls", ())),
+            aspect_ratio=fields.get("aspect_ratio"),
+            resolution=fields.get("resolution"),
+            response_modalities=tuple(modalities) if modalities else None,
+        )
+
+
+def _canonical(request: Request, spec: ModelSpec) -> bytes:
+    # Written in key order, so that nothing has to be sorted a million times.
+    return orjson.dumps(
+        {
+            "aspect_ratio": request.aspect_ratio or None,
+            "image_urls": request.image_urls,
+            "model": request.model,
+            "prompt": request.prompt,
+            "resolution": request.resolution or spec.default_resolution,
+            "response_modalities": sorted(set(request.response_modalities or spec.default_response_modalities)),
+        }
+    )
+
+
+def request_hash(request: Request, spec: ModelSpec) -> str:
+    """32 hex digits that are equal for two requests exactly when they ask the same of the model.
+
+    The shape on the wire, campaign, labels and samples have no part in it.
+    """
+    return hashlib.sha256(_canonical(request, spec)).hexdigest()[:_ID_HEX_DIGITS]
+
+
+def item_id(catalogue: str, prompt_id: str, sample: int) -> str:
+    """32 hex digits for one image wanted: sample number `sample` of a prompt of a catalogue."""
+    digest = hashlib.sha256()
+    for part in (catalogue, prompt_id, str(sample)):
+        data = part.encode("utf-8", "surrogatepass")
+        # The length goes first, or ("a", "bc") and ("ab", "c") would be one item.
+        digest.update(b"%d:" % len(data))
+        digest.update(data)
+    return digest.hexdigest()[:_ID_HEX_DIGITS]
+
+
+def safe_name(text: str, limit: int = 80) -> str:
+    """`text` as a file name, at most `limit` ASCII characters; different texts give different names.
+
+    A text that is safe already stays as it is. Any other gets `-` and eight hex digits of its hash at the end, and so
+    does one that already ends like that, or it could be taken for another's.
+    """
+    safe = _UNSAFE.sub("_", text)
+    if text == safe and 0 < len(text) <= limit and not _LOOKS_HASHED.search(text):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_NAME_HASH_DIGITS]
+    return f"{safe[: limit - _NAME_HASH_DIGITS - 1] or '_'}-{digest}"

@@ -1,0 +1,76 @@
+"""Reads model specs, and a user's own price file, and checks them strictly.
+
+What a spec may hold is in `spec`; nothing here knows a model's values.
+"""
+
+import tomllib
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nanobanana_pipeline import model_specs
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.model_specs.spec import ModelSpec
+
+__all__ = ["ModelSpec", "known_models", "load_spec"]
+
+_FOLDER = files(model_specs)
+
+
+def known_models() -> tuple[str, ...]:
+    """Names of the models that have a spec."""
+    return tuple(sorted(f.name.removesuffix(".toml") for f in _FOLDER.iterdir() if f.name.endswith(".toml")))
+
+
+def load_spec(name: str = "nano_banana_2", prices: Path | str | None = None) -> ModelSpec:
+    """The spec of a model, with the price lists of `prices` (a TOML file) in place of its own when given.
+
+    Raises `UserError` for an unknown model, and for a price file that is missing, torn or wrong.
+    """
+    if name not in known_models():
+        raise UserError(f"unknown model {name!r}: set NANOBANANA_MODEL to one of {', '.join(known_models())}")
+    raw = _raw_spec(name)
+    if prices is None:
+        return _spec(name)
+    own = _read_prices(Path(prices))
+    try:
+        return ModelSpec.model_validate({**raw, **own})
+    except ValidationError as error:
+        raise UserError(f"wrong price file {prices}: {_first_mistake(error)}; correct it and try again") from None
+
+
+@cache
+def _raw_spec(name: str) -> dict[str, Any]:
+    return _parse(_FOLDER.joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _spec(name: str) -> ModelSpec:
+    return ModelSpec.model_validate(_raw_spec(name))
+
+
+def _parse(text: str) -> dict[str, Any]:
+    # Decimal, so that 0.0672 dollars stays exactly that.
+    return tomllib.loads(text, parse_float=Decimal)
+
+
+def _read_prices(path: Path) -> dict[str, Any]:
+    try:
+        own = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't read the price file {path}: {error.strerror}; correct NANOBANANA_PRICES") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"the price file {path} is not TOML: {error}; correct it and try again") from None
+    if set(own) != {"prices"}:
+        raise UserError(f"the price file {path} must hold [[prices]] lists and nothing else; it has {sorted(own)}")
+    return own
+
+
+def _first_mistake(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
