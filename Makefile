@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "making $(VENV)…"
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "$(PYTHON) can't make a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
-	@echo "installing dependencies (a minute or two)…"
+	@echo "installing dependencies (a few minutes)…"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,postgres]'
 	@touch $@
 	@echo "installed."
