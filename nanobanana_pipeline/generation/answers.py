@@ -1,7 +1,8 @@
 """What the provider's answers mean, as plain values: the words that the client and the engine speak to each other.
 
-Only data belongs here. Reading bodies is `wire`'s work, deciding what an error is belongs to `errors`, and sockets to `client`.
-Every class says what is known about *money*: that is why a lost answer is a class of its own and no exception.
+Only data belongs here. Reading bodies is `wire`'s work, deciding what an error is belongs to `errors`, and sockets to
+`client`. Every class says what is known about *money*: that is why a lost answer is a class of its own and no
+exception.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ DownloadFault = Literal["expired", "retryable", "bad_output", "refused_host"]
 
 @dataclass(frozen=True, slots=True)
 class ProviderError:
-    """An error in the provider's own words: `code` in nine digits where it is a number, `message` short and printable."""
+    """An error in the provider's own words: `code` in nine digits if it is a number, `message` one short line."""
 
     code: str | None
     message: str
@@ -26,8 +27,8 @@ class ProviderError:
 class OutputEntry:
     """One entry of a task's output.
 
-    `type` is the provider's word in lower case (`image`, `text`). An image has its `url`; a text its `text`; an entry of
-    another shape has neither. `extra` holds the remaining fields (`jobId`).
+    `type` is the provider's word in lower case (`image`, `text`). An image has its `url`; a text its `text`; an entry
+    of another shape has neither. `extra` holds the remaining fields (`jobId`).
     """
 
     type: str
@@ -40,9 +41,9 @@ class OutputEntry:
 class Task:
     """A task as one answer showed it.
 
-    `state` is what the status means; `status_word` is the provider's word for it, in lower case. A word that nobody knows is
-    `running`: only a known word ends a task. `created_at` is in milliseconds since the epoch, `progress` from 0 to 1.
-    `raw_usage` and `metadata` are kept as sent, as far as they can be kept as JSON (bounded in size).
+    `state` is what the status means; `status_word` is the provider's word for it, in lower case. A word that nobody
+    knows is `running`: only a known word ends a task. `created_at` is in milliseconds since the epoch, `progress` from
+    0 to 1. `raw_usage` and `metadata` are kept as sent, as far as they can be kept as JSON (bounded in size).
     """
 
     id: str | None
@@ -88,7 +89,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The request may have arrived, and no readable answer came: a task may exist and may be billed. Never send it again."""
+    """The request may have arrived, and no readable answer came: a task may exist and be billed. Never send again."""
 
     reason: str
     http_status: int | None = None
@@ -113,7 +114,7 @@ class PollError:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """The whole body of a result, exactly as sent; `content_type` as the server named it, without parameters, or None."""
+    """The whole body of a result, exactly as sent; `content_type` as the server names it, without parameters."""
 
     data: bytes
     content_type: str | None
@@ -124,9 +125,18 @@ class DownloadError:
     """A result could not be fetched.
 
     `expired`: this URL no longer serves it, so poll the task for a fresh one. `retryable`: the same URL may do later.
-    `bad_output`: what it serves can't be an image that may be kept (too large, not a URL). `refused_host`: we may not go there.
+    `bad_output`: what it serves can't be an image that may be kept (too large, not a URL). `refused_host`: we may not
+    go there.
     """
 
     kind: DownloadFault
     message: str
     http_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Who answers at the API's origin, and whether it says of itself that it is the simulator."""
+
+    origin: str
+    simulated: bool
