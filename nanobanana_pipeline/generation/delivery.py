@@ -1,0 +1,166 @@
+"""From a completed task to verified image files on disk.
+
+The task is paid for when this begins, so nothing is given up lightly: a refused URL is asked for afresh, a download is
+repeated, and what can't be used is kept aside as evidence. No image is generated twice here.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from nanobanana_pipeline.catalogue.identity import Request
+from nanobanana_pipeline.generation.answers import Downloaded, DownloadError, DownloadFault
+from nanobanana_pipeline.generation.client import Provider
+from nanobanana_pipeline.generation.limits import backoff_s
+from nanobanana_pipeline.ledger.entries import Attempt
+from nanobanana_pipeline.model_specs.spec import ModelSpec
+from nanobanana_pipeline.storage.images import BadImage, ImageStore, verify_image
+
+VerifyMode = Literal["full", "structure"]
+
+_TRIES: Final = 5
+_BAD_IMAGE_TRIES: Final = 3
+"""A cut or garbled transfer gives a bad image once; a bad image gives one every time."""
+_FRESH_URLS: Final = 3
+
+FreshUrls = Callable[[], Awaitable[tuple[str, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why one image could not be had. `lasting` is False when another run may well get it."""
+
+    message: str
+    lasting: bool
+    expired: bool = False
+
+
+@dataclass(slots=True)
+class Delivered:
+    """The image files of a task, as rows for the ledger, and what went wrong with the others."""
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def message(self) -> str:
+        """The faults in words, each once."""
+        return "; ".join(dict.fromkeys(fault.message for fault in self.faults))
+
+
+class Delivery:
+    """Downloads, verifies and stores the images of completed tasks."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        images: ImageStore,
+        spec: ModelSpec,
+        executor: Executor,
+        *,
+        verify: VerifyMode,
+        at_once: int,
+    ) -> None:
+        self._provider = provider
+        self._images = images
+        self._spec = spec
+        self._executor = executor
+        self._verify: VerifyMode = verify
+        # Bounds the memory that whole bodies take.
+        self._slots = asyncio.Semaphore(at_once)
+
+    async def deliver(self, attempt: Attempt, request: Request, urls: tuple[str, ...], fresh: FreshUrls) -> Delivered:
+        """Fetch every image of a task. `fresh` polls the task for URLs that are valid now; () when it has none."""
+        delivered = Delivered()
+        valid = list(urls)
+        renewals = 0
+        for index in range(len(urls)):
+            outcome = await self._one(attempt, request, valid[index], index + 1)
+            while isinstance(outcome, Fault) and outcome.expired and renewals < _FRESH_URLS:
+                renewals += 1
+                renewed = await fresh()
+                if len(renewed) <= index:
+                    break
+                valid = list(renewed) + valid[len(renewed) :]
+                outcome = await self._one(attempt, request, valid[index], index + 1)
+            if isinstance(outcome, Fault):
+                delivered.faults.append(outcome)
+            else:
+                delivered.images.append(outcome)
+        return delivered
+
+    async def _one(self, attempt: Attempt, request: Request, url: str, n: int) -> dict[str, Any] | Fault:
+        """One image from one URL, with every try that the URL deserves."""
+        loop = asyncio.get_running_loop()
+        bad_images = 0
+        fault = Fault("not tried", lasting=False)
+        for attempt_number in range(1, _TRIES + 1):
+            async with self._slots:
+                answer = await self._provider.download(url)
+                if isinstance(answer, Downloaded):
+                    stored = await loop.run_in_executor(
+                        self._executor, self._verify_and_store, attempt, request, answer, n, url
+                    )
+                    if not isinstance(stored, BadImage):
+                        return stored
+                    bad_images += 1
+                    if bad_images == _BAD_IMAGE_TRIES:
+                        kept = await loop.run_in_executor(
+                            self._executor, self._images.set_aside, attempt.attempt_id, answer.data
+                        )
+                        return Fault(f"image {n}: {stored} (kept at {kept})", lasting=True)
+                    fault = Fault(f"image {n}: {stored}", lasting=True)
+            if isinstance(answer, DownloadError):
+                fault = Fault(
+                    f"image {n}: {answer.message}",
+                    lasting=answer.kind != "retryable",
+                    expired=answer.kind == "expired",
+                )
+                if fault.lasting:
+                    return fault
+            if attempt_number < _TRIES:
+                await asyncio.sleep(backoff_s(attempt_number, first_s=0.2, longest_s=5.0))
+        return fault
+
+    def _verify_and_store(
+        self, attempt: Attempt, request: Request, downloaded: Downloaded, n: int, url: str
+    ) -> dict[str, Any] | BadImage:
+        """In a thread: decoding and fsync would hold up every other item on the event loop."""
+        data = downloaded.data
+        try:
+            facts = verify_image(
+                data, content_type=downloaded.content_type, mode=self._verify, limits=self._spec.limits
+            )
+        except BadImage as bad:
+            return bad
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self._images.path_for(
+            attempt.catalogue, attempt.shard, attempt.prompt_id, attempt.sample, sha256, facts.ext, n=n
+        )
+        self._images.write(path, data)
+        expected = self._spec.expected_size(request.aspect_ratio, request.resolution)
+        return {
+            "n": n,
+            "path": path,
+            "sha256": sha256,
+            "bytes": len(data),
+            "format": facts.format,
+            "width": facts.width,
+            "height": facts.height,
+            "expected_width": expected[0] if expected else None,
+            "expected_height": expected[1] if expected else None,
+            "has_c2pa": facts.has_c2pa,
+            "source_url": _without_signature(url),
+        }
+
+
+def _without_signature(url: str) -> str:
+    """The URL without query and fragment: they hold a signature, which is a key while it lasts."""
+    if url.startswith("data:"):
+        return "data:"
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

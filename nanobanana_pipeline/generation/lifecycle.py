@@ -1,0 +1,504 @@
+"""One item's way from admission to its images: submit, poll, settle, deliver, and what to do when any of it goes wrong.
+
+Each step is entered in the ledger before the next begins. What an error *is* was decided in `errors`; what follows from it
+is decided here and nowhere else.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from typing import Any, Final, Literal
+
+import orjson
+
+from nanobanana_pipeline.catalogue.identity import Request
+from nanobanana_pipeline.generation.admissions import Admissions, DeferredError, StoppedError
+from nanobanana_pipeline.generation.answers import Accepted, PollError, Refused, Task, Unknown
+from nanobanana_pipeline.generation.client import Provider
+from nanobanana_pipeline.generation.delivery import Delivery
+from nanobanana_pipeline.generation.errors import RETRY_SUBMIT, STOPS_RUN, kind_of_task_error
+from nanobanana_pipeline.generation.limits import ProviderGate, backoff_s
+from nanobanana_pipeline.generation.polling import PollSchedule
+from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Candidate, Cause, Stale
+from nanobanana_pipeline.ledger.leases import Lease, LeaseLostError
+from nanobanana_pipeline.ledger.ledger import Ledger
+from nanobanana_pipeline.ledger.postings import Postings
+from nanobanana_pipeline.ledger.states import AttemptState, ItemState
+from nanobanana_pipeline.model_specs.kinds import ErrorKind
+from nanobanana_pipeline.model_specs.pricing import Usage, cost_of, reservation
+from nanobanana_pipeline.model_specs.spec import ModelSpec
+
+_SUBMIT_TRIES: Final = 5
+_NOT_FOUND_FOR_S: Final = 60.0
+"""A task that the provider does not know may only not be known *yet*; after a minute of that it is overdue."""
+_SEEN_AT_ONCE: Final = 0.8
+_GIVE_UP_DELIVERY_S: Final = 24 * 3600.0
+"""How long after its completion a paid image is still worth asking a failing image host for, in later runs."""
+
+
+class RunStoppedError(Exception):
+    """Every further request would fail in the same way (a wrong key, an empty account): the run ends, saying so."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class SettledElsewhereError(Exception):
+    """Another worker, or a person, has settled the attempt meanwhile: nothing is left to do for it here."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done so far; money in micro-dollars."""
+
+    submitted: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    unknown: int = 0
+    overdue: int = 0
+    deferred: int = 0
+    images: int = 0
+    polls: int = 0
+    refused_submits: int = 0
+    cost_micros: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    in_flight: int = 0
+    failures_by_kind: dict[str, int] = field(default_factory=dict)
+
+    def failed_with(self, kind: ErrorKind) -> None:
+        """Count an item that ended without an image."""
+        self.failed += 1
+        self.failures_by_kind[kind] = self.failures_by_kind.get(kind, 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What to do about outcomes that a person may decide differently."""
+
+    max_attempts: int
+    task_deadline_s: float
+    on_unknown: Literal["hold", "resubmit"]
+    on_unusable: Literal["keep", "regenerate"]
+    resubmit_unknown: bool
+    root_run_id: str
+
+
+class Lifecycle:
+    """Carries items through; one instance serves all items of an engine."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        provider: Provider,
+        delivery: Delivery,
+        admissions: Admissions,
+        gate: ProviderGate,
+        schedule: PollSchedule,
+        lease: Lease,
+        spec: ModelSpec,
+        policy: Policy,
+        tally: Tally,
+        stopping: asyncio.Event,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._ledger = ledger
+        self._provider = provider
+        self._delivery = delivery
+        self._admissions = admissions
+        self._gate = gate
+        self._schedule = schedule
+        self._lease = lease
+        self._spec = spec
+        self._policy = policy
+        self._tally = tally
+        self._stopping = stopping
+        self._now_ms = now_ms
+
+    # --- the whole way -----------------------------------------------------------------------------------------------
+
+    async def begin(self, candidate: Candidate) -> bool:
+        """Make an attempt for an item, and more after failures that deserve it. False when it was not ours to make."""
+        made = False
+        following: Candidate | None = candidate
+        while following is not None:
+            candidate, following = following, None
+            try:
+                attempt = await self._submit(candidate)
+            except DeferredError as deferred:
+                note = str(deferred)
+                await self._ledger.post(lambda postings, item=candidate.item_id: postings.defer([item], note))
+                self._tally.deferred += 1
+                return made
+            if isinstance(attempt, Stale):
+                return made
+            made = True
+            cause = await self.finish(attempt, candidate.failures)
+            if cause is not None:
+                failures = candidate.failures + (cause is Cause.RETRY)
+                following = replace(
+                    candidate, attempts=attempt.attempt, state=ItemState.PENDING, cause=cause, failures=failures
+                )
+        return made
+
+    async def finish(self, attempt: Attempt, failures: int = 0) -> Cause | None:
+        """Bring an open attempt to its end; returns why another should follow, if one should."""
+        if attempt.state is AttemptState.UNKNOWN:
+            return await self._held(attempt)
+        if attempt.state in {AttemptState.SUBMITTED, AttemptState.OVERDUE}:
+            task = await self._poll_to_the_end(attempt)
+            if task is None:
+                return await self._held(attempt)
+            if task.state == "failed":
+                return await self._failed(attempt, task, failures)
+            await self._completed(attempt, task)
+        if attempt.state is AttemptState.COMPLETED:
+            return await self._deliver(attempt, failures)
+        # A submit that was answered at once with a failure ends here, too.
+        return self._again_after(attempt, failures)
+
+    # --- submit ------------------------------------------------------------------------------------------------------
+
+    async def _submit(self, candidate: Candidate) -> Attempt | Stale:
+        request = Request.from_json(candidate.body)
+        today = datetime.fromtimestamp(self._now_ms() / 1000, UTC).date()
+        reserve = reservation(
+            self._spec, len(request.prompt), len(request.image_urls), request.resolution, today
+        )
+        again: Attempt | None = None
+        for number in range(1, _SUBMIT_TRIES + 1):
+            attempt = await self._admissions.admit(AdmissionRequest(candidate, reserve, again))
+            if isinstance(attempt, Stale):
+                return again or attempt
+            try:
+                self._lease.check()
+            except LeaseLostError:
+                await self._refuse(attempt, Refused(ErrorKind.RETRYABLE, None, "not sent: lease lost"), ItemState.PENDING)
+                raise
+            self._tally.submitted += 1
+            answer = await self._send(attempt, request)
+            match answer:
+                case Accepted(task):
+                    await self._accepted(attempt, task, candidate.failures)
+                    return attempt
+                case Unknown():
+                    await self._lost(attempt, answer)
+                    return attempt
+                case Refused(kind=kind) if kind in STOPS_RUN:
+                    await self._refuse(attempt, answer, ItemState.PENDING)
+                    raise RunStoppedError(kind, answer.message)
+                case Refused(kind=kind) if kind in RETRY_SUBMIT:
+                    await self._pushed_back(attempt, answer, last=number == _SUBMIT_TRIES)
+                case Refused(kind=kind):
+                    await self._refuse(attempt, answer, ItemState.FAILED)
+                    self._tally.failed_with(kind)
+                    return attempt
+            again = attempt
+            if number < _SUBMIT_TRIES:
+                await self._pause(max(answer.retry_after_s or 0.0, backoff_s(number)))
+        self._tally.deferred += 1
+        assert again is not None
+        return again
+
+    async def _send(self, attempt: Attempt, request: Request) -> Accepted | Refused | Unknown:
+        """Send, and wait for the answer even when the run is being stopped: a lost answer may be a lost image."""
+        answer = await self._provider.submit(request, attempt.attempt_id)
+        tries = 1
+        while isinstance(answer, Unknown) and self._spec.idempotency_honoured and tries < _SUBMIT_TRIES:
+            # Only where the provider promises that one key is one task: then asking again is not paying again.
+            await asyncio.sleep(backoff_s(tries))
+            self._lease.check()
+            answer = await self._provider.submit(request, attempt.attempt_id)
+            tries += 1
+        return answer
+
+    async def _accepted(self, attempt: Attempt, task: Task, failures: int) -> None:
+        self._gate.accepted()
+        self._tally.in_flight += 1
+        if task.state == "running":
+            await self._move(
+                attempt,
+                AttemptState.SUBMITTED,
+                task_id=task.id,
+                first_status=task.status_word,
+                submitted_at=self._now_ms(),
+            )
+            return
+        facts: dict[str, Any] = {
+            "task_id": task.id,
+            "first_status": task.status_word,
+            "submitted_at": self._now_ms(),
+        }
+        if task.state == "completed":
+            await self._completed(attempt, task, **facts)
+        else:
+            await self._record_failure(attempt, task, failures, **facts)
+
+    async def _lost(self, attempt: Attempt, answer: Unknown) -> None:
+        await self._move(
+            attempt,
+            AttemptState.UNKNOWN,
+            first_status=_http(answer.http_status),
+            error_kind=ErrorKind.UNKNOWN_OUTCOME,
+            error_message=answer.reason,
+        )
+
+    async def _pushed_back(self, attempt: Attempt, answer: Refused, *, last: bool) -> None:
+        self._tally.refused_submits += 1
+        await self._refuse(attempt, answer, ItemState.DEFERRED if last else ItemState.PENDING)
+        gate = self._gate
+        await self._ledger.post(
+            lambda postings: postings.teach(
+                gate.account, lambda state, now: gate.pushed_back(state, now, answer.retry_after_s)
+            )
+        )
+
+    async def _refuse(self, attempt: Attempt, answer: Refused, then: ItemState) -> None:
+        await self._move(
+            attempt,
+            AttemptState.REFUSED,
+            then=then,
+            note=answer.message if then is ItemState.DEFERRED else None,
+            first_status=_http(answer.http_status),
+            error_kind=answer.kind,
+            error_code=answer.code,
+            error_message=answer.message,
+        )
+
+    async def _held(self, attempt: Attempt) -> Cause | None:
+        """An unknown or overdue outcome: nothing more is sent for it unless a person, or the settings, say so."""
+        if self._may_resubmit(attempt):
+            await self._move(attempt, AttemptState.ABANDONED, then=ItemState.PENDING)
+            return Cause.RESUBMIT
+        if attempt.state is AttemptState.UNKNOWN:
+            self._tally.unknown += 1
+        else:
+            self._tally.overdue += 1
+        return None
+
+    def _may_resubmit(self, attempt: Attempt) -> bool:
+        if self._policy.resubmit_unknown:
+            # Once an item under one root run: a re-execution copies its parent's config, and must not pay again.
+            return not (attempt.cause is Cause.RESUBMIT and attempt.root_run_id == self._policy.root_run_id)
+        return self._policy.on_unknown == "resubmit" and attempt.attempt < self._policy.max_attempts
+
+    # --- poll --------------------------------------------------------------------------------------------------------
+
+    async def _poll_to_the_end(self, attempt: Attempt) -> Task | None:
+        """Poll until the task has ended. None when it is overdue, or was found so and is still running."""
+        assert attempt.task_id is not None
+        began = time.monotonic() - self._age_s(attempt)
+        latencies = self._schedule.of(attempt.resolution)
+        unknown_since: float | None = None
+        wait_s = max(0.0, latencies.first_poll_s() - self._age_s(attempt))
+        while True:
+            await self._pause(wait_s)
+            answer = await self._provider.poll(attempt.task_id)
+            attempt.polls += 1
+            self._tally.polls += 1
+            now = time.monotonic()
+            age_s = now - began
+            if isinstance(answer, PollError):
+                if answer.kind in STOPS_RUN:
+                    raise RunStoppedError(answer.kind, answer.message)
+                wait_s = max(answer.retry_after_s or 0.0, latencies.next_poll_s(age_s))
+                unknown_since = (unknown_since or now) if answer.kind is ErrorKind.NOT_FOUND else None
+                gone = unknown_since is not None and now - unknown_since >= _NOT_FOUND_FOR_S
+                reason = answer.message
+            elif answer.task.state != "running":
+                if attempt.state is AttemptState.SUBMITTED:
+                    # Found at the first question, it may have ended any time before: counted as earlier than seen, or
+                    # a provider that became faster would never be noticed.
+                    self._schedule.observe(attempt.resolution, age_s * (_SEEN_AT_ONCE if attempt.polls == 1 else 1.0))
+                return answer.task
+            else:
+                unknown_since, gone = None, False
+                wait_s = latencies.next_poll_s(age_s)
+                reason = f"the task has not ended after {self._policy.task_deadline_s:.0f} s"
+            if attempt.state is AttemptState.OVERDUE:
+                # Already given up once: each later run asks once, and a late completion settles it.
+                await self._ledger.post(lambda postings: postings.note(attempt, polls=attempt.polls))
+                return None
+            if gone or age_s > self._policy.task_deadline_s:
+                await self._overdue(attempt, "the provider does not know the task" if gone else reason)
+                return None
+
+    async def _overdue(self, attempt: Attempt, reason: str) -> None:
+        await self._leave(
+            attempt,
+            AttemptState.OVERDUE,
+            polls=attempt.polls,
+            error_kind=ErrorKind.DEADLINE,
+            error_message=reason,
+        )
+
+    async def _failed(self, attempt: Attempt, task: Task, failures: int) -> Cause | None:
+        await self._record_failure(attempt, task, failures)
+        return self._again_after(attempt, failures)
+
+    async def _record_failure(self, attempt: Attempt, task: Task, failures: int, **facts: Any) -> None:
+        error = task.error
+        code, message = (error.code, error.message) if error else (None, f"the task ended as {task.status_word}")
+        kind, billed = kind_of_task_error(code, message, self._spec)
+        again = self._deserves_another(kind, failures)
+        if billed or (task.usage is not None and task.usage.cost_micros):
+            facts |= self._cost_facts(attempt, task, images=0)
+        await self._leave(
+            attempt,
+            AttemptState.FAILED,
+            then=ItemState.PENDING if again else ItemState.FAILED,
+            **_usage_facts(task.usage),
+            **facts,
+            polls=attempt.polls,
+            completed_at=self._now_ms(),
+            metadata=_metadata(task),
+            error_kind=kind,
+            error_code=code,
+            error_message=message,
+        )
+        if not again:
+            self._tally.failed_with(kind)
+
+    def _again_after(self, attempt: Attempt, failures: int) -> Cause | None:
+        failed = attempt.state is AttemptState.FAILED
+        return Cause.RETRY if failed and self._deserves_another(attempt.error_kind, failures) else None
+
+    def _deserves_another(self, kind: str | None, failures: int) -> bool:
+        return kind == ErrorKind.PROVIDER_FAILURE and failures + 1 < self._policy.max_attempts
+
+    # --- settle and deliver ------------------------------------------------------------------------------------------
+
+    async def _completed(self, attempt: Attempt, task: Task, **facts: Any) -> None:
+        """Enter that the task is done, and what it cost, before anything else is done about it."""
+        urls = task.image_urls
+        await self._leave(
+            attempt,
+            AttemptState.COMPLETED,
+            **_usage_facts(task.usage),
+            **self._cost_facts(attempt, task, images=len(urls)),
+            **facts,
+            polls=attempt.polls,
+            completed_at=self._now_ms(),
+            metadata=_metadata(task),
+            text=task.text,
+            urls=_json(list(urls)),
+            error_kind=None,
+            error_message=None,
+        )
+        self._tally.cost_micros += attempt.cost_micros
+        if task.usage is not None:
+            self._tally.prompt_tokens += task.usage.prompt_tokens or 0
+            self._tally.completion_tokens += task.usage.completion_tokens or 0
+
+    async def _deliver(self, attempt: Attempt, failures: int) -> Cause | None:
+        urls: tuple[str, ...] = tuple(orjson.loads(attempt.urls or "[]"))
+        if not urls:
+            text = f'; it says: "{attempt.text[:200]}"' if attempt.text else ""
+            return await self._unusable(attempt, f"the task completed without an image{text}", failures)
+        request = Request.from_json(attempt.body)
+        delivered = await self._delivery.deliver(attempt, request, urls, lambda: self._fresh_urls(attempt))
+        if delivered.images:
+            await self._move(
+                attempt,
+                AttemptState.STORED,
+                images=_json(delivered.images),
+                stored_at=self._now_ms(),
+                polls=attempt.polls,
+                error_message=delivered.message or None,
+            )
+            self._tally.succeeded += 1
+            self._tally.images += len(delivered.images)
+            return None
+        completed_s = (self._now_ms() - (attempt.completed_at or 0)) / 1000
+        if any(not fault.lasting for fault in delivered.faults) and completed_s < _GIVE_UP_DELIVERY_S:
+            # Paid for, and the image host is only out of order: the next run asks again.
+            await self._ledger.post(lambda postings: postings.note(attempt, error_message=delivered.message))
+            return None
+        return await self._unusable(attempt, delivered.message, failures)
+
+    async def _unusable(self, attempt: Attempt, message: str, failures: int) -> Cause | None:
+        again = self._policy.on_unusable == "regenerate" and attempt.attempt < self._policy.max_attempts
+        await self._move(
+            attempt,
+            AttemptState.UNUSABLE,
+            then=ItemState.PENDING if again else ItemState.FAILED,
+            polls=attempt.polls,
+            error_kind=ErrorKind.BAD_OUTPUT,
+            error_message=message,
+        )
+        if again:
+            return Cause.REGENERATE
+        self._tally.failed_with(ErrorKind.BAD_OUTPUT)
+        return None
+
+    async def _fresh_urls(self, attempt: Attempt) -> tuple[str, ...]:
+        """The task's result URLs as they are now."""
+        assert attempt.task_id is not None
+        answer = await self._provider.poll(attempt.task_id)
+        attempt.polls += 1
+        self._tally.polls += 1
+        return () if isinstance(answer, PollError) else answer.task.image_urls
+
+    # --- helpers -----------------------------------------------------------------------------------------------------
+
+    def _cost_facts(self, attempt: Attempt, task: Task, *, images: int) -> dict[str, Any]:
+        day = date.fromisoformat(attempt.day)
+        cost = cost_of(self._spec, task.usage, resolution=attempt.resolution, images=images, day=day)
+        return {"cost_micros": cost.micros, "cost_source": cost.source, "price_version": cost.price_version}
+
+    def _age_s(self, attempt: Attempt) -> float:
+        return max(0.0, (self._now_ms() - (attempt.submitted_at or self._now_ms())) / 1000)
+
+    async def _leave(self, attempt: Attempt, to: AttemptState, **facts: Any) -> None:
+        """Move an attempt whose task no longer occupies the provider."""
+        was_in_flight = attempt.state in {AttemptState.SUBMITTING, AttemptState.SUBMITTED}
+        await self._move(attempt, to, **facts)
+        if was_in_flight:
+            self._tally.in_flight = max(0, self._tally.in_flight - 1)
+            self._admissions.room_made()
+
+    async def _move(self, attempt: Attempt, to: AttemptState, **facts: Any) -> None:
+        def posting(postings: Postings) -> bool:
+            return postings.move(attempt, to, **facts)
+
+        if not await self._ledger.post(posting):
+            raise SettledElsewhereError(attempt.attempt_id)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait; raises `StoppedError` as soon as the run is being stopped."""
+        if self._stopping.is_set():
+            raise StoppedError
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+        raise StoppedError
+
+
+def _usage_facts(usage: Usage | None) -> dict[str, Any]:
+    if usage is None:
+        return {}
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def _metadata(task: Task) -> str | None:
+    """The provider's metadata and usage as they came, for whoever has a question that no column answers."""
+    parts = {"metadata": task.metadata, "usage": task.raw_usage}
+    return _json({name: value for name, value in parts.items() if value})
+
+
+def _json(value: Any) -> str | None:
+    return orjson.dumps(value).decode() if value else None
+
+
+def _http(status: int | None) -> str | None:
+    return None if status is None else f"http_{status}"

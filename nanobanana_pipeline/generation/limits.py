@@ -1,0 +1,127 @@
+"""How much the provider can be sent: open tasks, submits a minute, and what its refusals teach.
+
+Pure arithmetic on a small state. The state lives in the ledger and changes in the admission's own transaction, so every
+process that works for one account obeys the same limits, and an item that waits holds neither a connection nor a slot.
+
+The limit on open tasks grows by one for each limit's worth of accepted submits, and halves when the provider pushes back,
+at most once a second: refusals come in bursts, and one burst is one message.
+"""
+
+import math
+import random
+from dataclasses import dataclass, replace
+from typing import Final
+
+import orjson
+
+_MIN_LIMIT: Final = 1.0
+_DECREASE: Final = 0.5
+_DECREASE_EVERY_MS: Final = 1000
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 30.0
+_ASK_AGAIN_S: Final = 0.25
+_BURST_S: Final = 1.0
+"""Seconds' worth of submits that may go at once when requests a minute are limited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """What is known of an account's limits. Times are the database's, in milliseconds."""
+
+    limit: float
+    tokens: float
+    refilled_at: int
+    paused_until: int = 0
+    decreased_at: int = 0
+    strikes: int = 0
+
+    @classmethod
+    def load(cls, text: str | None, *, limit: float, now: int) -> "Throttle":
+        """The state kept in the ledger, or a fresh one."""
+        return cls(**orjson.loads(text)) if text else cls(limit=limit, tokens=1.0, refilled_at=now)
+
+    def dump(self) -> str:
+        """As kept in the ledger."""
+        return orjson.dumps(
+            {
+                "limit": round(self.limit, 3),
+                "tokens": round(self.tokens, 3),
+                "refilled_at": self.refilled_at,
+                "paused_until": self.paused_until,
+                "decreased_at": self.decreased_at,
+                "strikes": self.strikes,
+            }
+        ).decode()
+
+
+class ProviderGate:
+    """Decides how many submits may go now; see `ledger.postings.Gate`."""
+
+    def __init__(
+        self, account: str, *, max_in_flight: int, requests_per_minute: int | None, horizon_s: float
+    ) -> None:
+        self.account = account
+        self.horizon_s = horizon_s
+        self._max = float(max_in_flight)
+        self._per_ms = requests_per_minute / 60_000 if requests_per_minute else None
+        self._burst = max(1.0, (requests_per_minute or 0) / 60 * _BURST_S)
+        self._accepted = 0
+
+    def accepted(self) -> None:
+        """Count a submit that the provider took; it raises the limit with the next admission."""
+        self._accepted += 1
+
+    def grant(self, state: str | None, now_ms: int, in_flight: int, wanted: int) -> tuple[int, float]:
+        """How many of `wanted` may go now, and after how many seconds to ask for the rest."""
+        throttle = self._refilled(state, now_ms)
+        if now_ms < throttle.paused_until:
+            # Positive jitter only: earlier than told is a refusal, and all at the same moment is a stampede.
+            return 0, (throttle.paused_until - now_ms) / 1000 * random.uniform(1.0, 1.25)  # noqa: S311 - not a secret
+        room = max(0, math.floor(min(throttle.limit, self._max)) - in_flight)
+        granted = min(wanted, room)
+        wait_s = _ASK_AGAIN_S
+        if self._per_ms is not None:
+            granted = min(granted, math.floor(throttle.tokens))
+            if granted < room:
+                wait_s = max(0.0, 1.0 - (throttle.tokens - granted)) / self._per_ms / 1000
+        return granted, wait_s
+
+    def take(self, state: str | None, now_ms: int, taken: int) -> str | None:
+        """The state after `taken` submits were admitted."""
+        if self._per_ms is None and state is None:
+            # Nothing is limited and nothing was learnt: no row to write.
+            self._accepted = 0
+            return None
+        throttle = self._refilled(state, now_ms)
+        accepted, self._accepted = self._accepted, 0
+        if accepted:
+            limit = min(self._max, throttle.limit + accepted / max(throttle.limit, _MIN_LIMIT))
+            throttle = replace(throttle, limit=limit, strikes=0)
+        return replace(throttle, tokens=throttle.tokens - taken if self._per_ms else throttle.tokens).dump()
+
+    def pushed_back(self, state: str | None, now_ms: int, retry_after_s: float | None) -> str:
+        """The state after the provider refused a submit for load (429, 503)."""
+        throttle = self._refilled(state, now_ms)
+        if now_ms - throttle.decreased_at >= _DECREASE_EVERY_MS:
+            throttle = replace(
+                throttle,
+                limit=max(_MIN_LIMIT, min(throttle.limit, self._max) * _DECREASE),
+                decreased_at=now_ms,
+                strikes=throttle.strikes + 1,
+            )
+        pause_s = retry_after_s
+        if pause_s is None:
+            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** max(0, throttle.strikes - 1))
+        return replace(throttle, paused_until=max(throttle.paused_until, now_ms + int(pause_s * 1000))).dump()
+
+    def _refilled(self, state: str | None, now_ms: int) -> Throttle:
+        throttle = Throttle.load(state, limit=self._max, now=now_ms)
+        if self._per_ms is None:
+            return throttle
+        gained = max(0, now_ms - throttle.refilled_at) * self._per_ms
+        return replace(throttle, tokens=min(self._burst, throttle.tokens + gained), refilled_at=now_ms)
+
+
+def backoff_s(attempt: int, *, first_s: float = 0.5, longest_s: float = 30.0) -> float:
+    """Seconds to wait before try number `attempt` + 1: doubling, with full positive jitter."""
+    return min(longest_s, first_s * 2 ** (attempt - 1)) * random.uniform(1.0, 2.0)  # noqa: S311 - not a secret

@@ -1,0 +1,226 @@
+"""From the ledger to the tables: a shard's rows of `results`, `images` and `attempts`, and a catalogue's `prompts`.
+
+Tables are derived and never added to: the version is pinned, then the ledger is read, then the rows are replaced against
+that version. A writer that lost the race reads the ledger again, so the last rows written are never older than the first.
+"""
+
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from typing import Any, Final
+
+import orjson
+import pyarrow as pa
+
+from nanobanana_pipeline.catalogue.identity import Request
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger import statement
+from nanobanana_pipeline.ledger.statement import ItemStatement
+from nanobanana_pipeline.ledger.states import AttemptState, ItemState
+from nanobanana_pipeline.storage.schemas import SCHEMAS
+from nanobanana_pipeline.storage.tables import Conflict
+
+_TRIES: Final = 20
+
+STATUS_OF: Final[dict[ItemState, str]] = {
+    ItemState.PENDING: "pending",
+    ItemState.OPEN: "in_flight",
+    ItemState.UNKNOWN: "unknown",
+    ItemState.OVERDUE: "unknown",
+    ItemState.DONE: "succeeded",
+    ItemState.FAILED: "failed",
+    ItemState.DEFERRED: "deferred",
+}
+
+Row = dict[str, Any]
+
+
+def publish_shard(workspace: Workspace, shard: str) -> dict[str, int]:
+    """Write a shard's rows of `attempts`, `images` and `results` as the ledger has them now; returns rows by table.
+
+    `results` comes last: who sees an item there finds its images and attempts as well.
+    """
+
+    def read() -> tuple[list[ItemStatement], list[Any]]:
+        with workspace.ledger.database.read() as connection:
+            return statement.shard_statement(connection, shard)
+
+    makers: dict[str, Callable[[], Iterable[Row]]] = {
+        "attempts": lambda: map(attempt_row, read()[1]),
+        "images": lambda: (row for item in read()[0] for row in image_rows(item)),
+        "results": lambda: map(result_row, read()[0]),
+    }
+    return {name: _replace(workspace, name, {"shard": shard}, make) for name, make in makers.items()}
+
+
+def publish_prompts(workspace: Workspace, catalogue: str) -> int:
+    """Write a catalogue's rows of `prompts` as the ledger has them now; returns how many."""
+
+    def make() -> Iterable[Row]:
+        with workspace.ledger.database.read() as connection:
+            yield from map(prompt_row, statement.prompts(connection, catalogue))
+
+    return _replace(workspace, "prompts", {"catalogue": catalogue}, make)
+
+
+def _replace(workspace: Workspace, name: str, where: dict[str, str], make: Callable[[], Iterable[Row]]) -> int:
+    for _ in range(_TRIES):
+        version = workspace.tables.version(name)
+        table = to_table(name, make())
+        try:
+            workspace.tables.replace(name, table, where, expected_version=version)
+        except Conflict:
+            continue
+        return table.num_rows
+    raise RuntimeError(f"table {name} kept changing under {_TRIES} tries to write {where}")
+
+
+def to_table(name: str, rows: Iterable[Row]) -> pa.Table:
+    """Rows as a table of the schema's columns; a missing one is null."""
+    schema = SCHEMAS[name]
+    listed = list(rows)
+    columns = [pa.array([row.get(field.name) for row in listed], type=field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def usd(micros: int | None) -> Decimal | None:
+    """Micro-dollars as an exact Decimal of dollars."""
+    return None if micros is None else Decimal(micros).scaleb(-6)
+
+
+def _instant(milliseconds: int | None) -> int | None:
+    return None if milliseconds is None else milliseconds * 1000
+
+
+def result_row(entry: ItemStatement) -> Row:
+    """A row of `results`."""
+    item, attempt = entry.item, entry.attempt
+    request = Request.from_json(item.body)
+    row: Row = {
+        "item_id": item.item_id,
+        "catalogue": item.catalogue,
+        "shard": item.shard,
+        "prompt_id": item.prompt_id,
+        "sample": item.sample,
+        "active": bool(item.active),
+        "campaign": item.campaign,
+        "labels": item.labels,
+        "prompt": request.prompt,
+        "model": item.model,
+        "aspect_ratio": request.aspect_ratio,
+        "resolution": item.resolution,
+        "image_urls": _json(request.image_urls),
+        "response_modalities": _json(request.response_modalities),
+        "status": STATUS_OF[ItemState(item.state)],
+        "attempts": item.attempts,
+        "polls": entry.polls,
+        "prompt_tokens": entry.prompt_tokens,
+        "completion_tokens": entry.completion_tokens,
+        "total_tokens": entry.total_tokens,
+        "cost_usd": usd(entry.cost_micros),
+        "at_risk_usd": usd(entry.at_risk_micros),
+        "error_message": item.note,
+        "image_count": 0,
+    }
+    if attempt is None:
+        return row
+    images = _images(entry)
+    row |= {
+        "task_id": attempt.task_id,
+        "submitted_at": _instant(attempt.submitted_at),
+        "completed_at": _instant(attempt.completed_at),
+        "stored_at": _instant(attempt.stored_at),
+        "latency_s": _seconds_between(attempt.submitted_at, attempt.completed_at),
+        "cost_source": attempt.cost_source,
+        "error_kind": attempt.error_kind,
+        "error_code": attempt.error_code,
+        "error_message": item.note or attempt.error_message,
+        "text": attempt.text,
+        "image_count": len(images),
+        "image_path": images[0]["path"] if images else None,
+        "metadata": attempt.metadata,
+        "run_id": attempt.run_id,
+    }
+    return row
+
+
+def image_rows(entry: ItemStatement) -> list[Row]:
+    """An item's rows of `images`: its current files, none for an item whose current request has no image yet."""
+    item = entry.item
+    identity = {name: getattr(item, name) for name in ("item_id", "catalogue", "shard", "prompt_id", "sample")}
+    return [identity | image for image in _images(entry)]
+
+
+def attempt_row(attempt: Any) -> Row:
+    """A row of `attempts`."""
+    times = ("created_at", "submitted_at", "completed_at", "stored_at", "closed_at")
+    return {
+        **{name: getattr(attempt, name) for name in _PLAIN_ATTEMPT_COLUMNS},
+        **{name: _instant(getattr(attempt, name)) for name in times},
+        "reserved_usd": usd(attempt.reserved_micros),
+        "cost_usd": usd(attempt.cost_micros),
+        "at_risk_usd": usd(attempt.at_risk_micros),
+    }
+
+
+def prompt_row(row: Any) -> Row:
+    """A row of `prompts`."""
+    request = Request.from_json(row.body)
+    return {
+        "catalogue": row.catalogue,
+        "prompt_id": row.prompt_id,
+        "samples": row.samples,
+        "shard": row.shard,
+        "prompt": request.prompt,
+        "image_urls": _json(request.image_urls),
+        "aspect_ratio": request.aspect_ratio,
+        "resolution": request.resolution,
+        "response_modalities": _json(request.response_modalities),
+        "model": request.model,
+        "campaign": row.campaign,
+        "labels": row.labels,
+        "request_hash": row.request_hash,
+        "active": bool(row.active),
+    }
+
+
+_PLAIN_ATTEMPT_COLUMNS = (
+    "attempt_id",
+    "item_id",
+    "catalogue",
+    "shard",
+    "prompt_id",
+    "sample",
+    "campaign",
+    "model",
+    "resolution",
+    "attempt",
+    "state",
+    "first_status",
+    "task_id",
+    "request_hash",
+    "polls",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "cost_source",
+    "price_version",
+    "error_kind",
+    "error_code",
+    "error_message",
+    "run_id",
+)
+
+
+def _images(entry: ItemStatement) -> list[Row]:
+    attempt = entry.attempt
+    if attempt is None or attempt.state != AttemptState.STORED or not attempt.images:
+        return []
+    return orjson.loads(attempt.images)
+
+
+def _json(values: tuple[str, ...] | None) -> str | None:
+    return orjson.dumps(values).decode() if values else None
+
+
+def _seconds_between(start: int | None, end: int | None) -> float | None:
+    return None if start is None or end is None else (end - start) / 1000

@@ -1,0 +1,211 @@
+"""The ledger as the rest of the project sees it: one object over one database.
+
+What it can be asked is here; how an attempt changes is in `postings`, how a catalogue is entered in `registration`, and what
+is left to do in `work`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Self, TypeVar
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from nanobanana_pipeline.catalogue.validation import CataloguePrompt
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.ledger import registration, schema, work
+from nanobanana_pipeline.ledger.database import Database
+from nanobanana_pipeline.ledger.entries import Candidate
+from nanobanana_pipeline.ledger.leases import LEASE_S, Lease
+from nanobanana_pipeline.ledger.postings import Postings
+from nanobanana_pipeline.ledger.states import Holding
+from nanobanana_pipeline.ledger.writer import GroupCommit
+
+T = TypeVar("T")
+
+Mode = Literal["simulated", "live"]
+
+_HISTORY = 400
+"""Latencies kept per model and resolution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Whose work a ledger keeps: the simulator's, or that of one live API."""
+
+    mode: Mode
+    origin: str
+
+
+class Ledger:
+    """An open ledger. Threads may share it; close it when done (it is a context manager)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.database = Database(url)
+        self.database.create_schema()
+        self._check_version()
+        self._writer: GroupCommit | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is posted, then let go of the database."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self.database.dispose()
+
+    # --- the stamp ---------------------------------------------------------------------------------------------------
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """Whose work is in here; None while there is none yet."""
+        with self.database.read() as connection:
+            mode, origin = _meta(connection, "mode"), _meta(connection, "origin")
+        return None if mode is None else Stamp("simulated" if mode == "simulated" else "live", origin or "")
+
+    def claim(self, stamp: Stamp) -> None:
+        """Say whose work is about to be entered. Raises `UserError` when another's is in here already.
+
+        A simulator may have another port each time; it is the same simulated world.
+        """
+        with self.database.write() as connection:
+            rows = [{"key": "mode", "value": stamp.mode}, {"key": "origin", "value": stamp.origin}]
+            connection.execute(self.database.upsert(schema.meta).on_conflict_do_nothing(), rows)
+            mode, origin = _meta(connection, "mode"), _meta(connection, "origin")
+        if mode == stamp.mode and (mode == "simulated" or origin == stamp.origin):
+            return
+        raise UserError(
+            f"the ledger {self.database.engine.url.render_as_string(hide_password=True)} holds {mode} work of {origin}, "
+            f"and this run would add {stamp.mode} work of {stamp.origin}: set NANOBANANA_OUTPUT to another folder "
+            "(and NANOBANANA_LEDGER_URL to another ledger, if it is set)"
+        )
+
+    def _check_version(self) -> None:
+        with self.database.write() as connection:
+            row = {"key": "schema_version", "value": str(schema.SCHEMA_VERSION)}
+            connection.execute(self.database.upsert(schema.meta).on_conflict_do_nothing(), row)
+            found = _meta(connection, "schema_version")
+        if found != str(schema.SCHEMA_VERSION):
+            raise UserError(
+                f"the ledger {self.database.engine.url.render_as_string(hide_password=True)} has schema version {found}, "
+                f"and this program knows {schema.SCHEMA_VERSION}: use the version of nanobanana_pipeline that wrote it"
+            )
+
+    # --- catalogues --------------------------------------------------------------------------------------------------
+
+    def registered_fingerprint(self, catalogue: str) -> str | None:
+        """What the catalogue's files looked like when they were last registered in full."""
+        with self.database.read() as connection:
+            return registration.registered_fingerprint(connection, catalogue)
+
+    def register(
+        self,
+        catalogue: str,
+        batches: Iterable[Sequence[CataloguePrompt]],
+        *,
+        default_resolution: str,
+        shard_size: int,
+        fingerprint: str | None,
+    ) -> registration.Registration:
+        """Enter a catalogue; see `registration.register`."""
+        return registration.register(
+            self.database,
+            catalogue,
+            batches,
+            default_resolution=default_resolution,
+            shard_size=shard_size,
+            fingerprint=fingerprint,
+        )
+
+    def deactivate_missing(self, present: Sequence[str]) -> list[registration.Registration]:
+        """Mark the items of every catalogue that is not `present` any more as inactive."""
+        return registration.deactivate_missing(self.database, present)
+
+    # --- work --------------------------------------------------------------------------------------------------------
+
+    def shard_work(self, catalogues: Sequence[str] | None = None) -> list[work.ShardWork]:
+        """Every shard with its items by state."""
+        with self.database.read() as connection:
+            return work.shard_work(connection, catalogues)
+
+    def candidates(
+        self,
+        shard: str,
+        *,
+        after: int,
+        rerun: work.Rerun | None = None,
+        root_run_id: str = "",
+    ) -> list[Candidate]:
+        """The next page of items that wait for an attempt; see `work.candidates`."""
+        with self.database.read() as connection:
+            return work.candidates(connection, shard, after=after, rerun=rerun, root_run_id=root_run_id)
+
+    def lease(self, shard: str, run_id: str, *, seconds: float = LEASE_S) -> Lease:
+        """A lease on a shard, not yet acquired."""
+        return Lease(self.database, shard, run_id, seconds=seconds)
+
+    # --- postings ----------------------------------------------------------------------------------------------------
+
+    async def post(self, posting: Callable[[Postings], T]) -> T:
+        """Run a posting in the next group commit; see `writer.GroupCommit.post`."""
+        if self._writer is None:
+            self._writer = GroupCommit(self.database)
+        return await self._writer.post(posting)
+
+    @contextmanager
+    def posting(self) -> Iterator[Postings]:
+        """A transaction of its own, for callers without an event loop."""
+        with self.database.write() as connection:
+            postings = Postings(self.database, connection)
+            yield postings
+            postings.finish()
+
+    # --- money and time ----------------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, Holding]:
+        """Every budget counter, in micro-dollars, by scope (`day:…`, `catalogue:…`, `run:…`)."""
+        with self.database.read() as connection:
+            rows = connection.execute(sa.select(schema.budget))
+            return {row.scope: Holding(row.reserved, row.spent, row.at_risk) for row in rows}
+
+    def latencies(self, model: str) -> dict[str, list[float]]:
+        """The latest latencies in seconds, oldest first, by resolution."""
+        table = schema.latency_history
+        with self.database.read() as connection:
+            rows = connection.execute(sa.select(table).where(table.c.model == model))
+            return {row.resolution: orjson.loads(row.latencies) for row in rows}
+
+    def remember_latencies(self, model: str, resolution: str, latencies: Sequence[float]) -> None:
+        """Add latencies (seconds) to the history, which keeps the latest."""
+        if not latencies:
+            return
+        table = schema.latency_history
+        key = (table.c.model == model) & (table.c.resolution == resolution)
+        with self.database.write() as connection:
+            query = self.database.lock_rows(sa.select(table.c.latencies).where(key))
+            before = connection.execute(query).scalar_one_or_none()
+            kept = [*(orjson.loads(before) if before else []), *(round(latency, 3) for latency in latencies)]
+            insert = self.database.upsert(table).values(
+                model=model,
+                resolution=resolution,
+                latencies=orjson.dumps(kept[-_HISTORY:]).decode(),
+                updated_at=self.database.now(connection),
+            )
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["model", "resolution"],
+                    set_={"latencies": insert.excluded.latencies, "updated_at": insert.excluded.updated_at},
+                )
+            )
+
+
+def _meta(connection: Connection, key: str) -> str | None:
+    return connection.execute(sa.select(schema.meta.c.value).where(schema.meta.c.key == key)).scalar_one_or_none()

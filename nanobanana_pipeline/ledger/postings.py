@@ -1,0 +1,368 @@
+"""Every change to items, attempts and money, in one place.
+
+A `Postings` is the write side of one transaction; `writer.GroupCommit` runs many workers' postings in it. The rules that
+keep money safe are here and nowhere else: an attempt's row and its reservation are made together, before anything is sent;
+a state changes only along `states.MOVES`; money follows the state.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.budget import Caps, Counters, scopes_of
+from nanobanana_pipeline.ledger.database import Database
+from nanobanana_pipeline.ledger.entries import (
+    AdmissionRequest,
+    Attempt,
+    Blocked,
+    BlockedBy,
+    Candidate,
+    Stale,
+    Worker,
+)
+from nanobanana_pipeline.ledger.states import (
+    IN_FLIGHT_STATES,
+    ITEM_STATE_OF,
+    MOVES,
+    OPEN_STATES,
+    AttemptState,
+    ItemState,
+    holding,
+)
+
+_items = schema.items
+_attempts = schema.attempts
+_throttle = schema.throttle
+
+Verdict = Attempt | Stale | Blocked
+
+
+class Gate(Protocol):
+    """How many requests the provider can be sent now; state is shared by all runs through the ledger, as text."""
+
+    account: str
+    horizon_s: float
+    """An open attempt older than this no longer counts as in flight (its task has ended, or never will)."""
+
+    def grant(self, state: str | None, now_ms: int, in_flight: int, wanted: int) -> tuple[int, float]:
+        """How many of `wanted` may go now, and after how many seconds to ask for the rest."""
+        ...
+
+    def take(self, state: str | None, now_ms: int, taken: int) -> str | None:
+        """The state after `taken` were sent."""
+        ...
+
+
+class Postings:
+    """The write side of one transaction of the ledger."""
+
+    def __init__(self, database: Database, connection: Connection) -> None:
+        self._database = database
+        self.connection = connection
+        self._counters = Counters(database, connection)
+        self.now = database.now(connection)
+
+    def finish(self) -> None:
+        """Write what is gathered until the end of the transaction."""
+        self._counters.flush()
+
+    # --- admission ---------------------------------------------------------------------------------------------------
+
+    def admit(self, wanted: Sequence[AdmissionRequest], worker: Worker, caps: Caps, gate: Gate) -> list[Verdict]:
+        """Make an attempt (state `submitting`, money reserved) for as many of `wanted` as may be sent right now.
+
+        Returns a verdict for each, in order. Whoever gets an `Attempt` must send it at once: should this process die
+        first, the attempt counts as a submit of unknown outcome.
+        """
+        throttle = self._locked_throttle(gate.account)
+        granted, wait_s = gate.grant(throttle, self.now, self._in_flight(gate.horizon_s), len(wanted))
+        verdicts: list[Verdict] = []
+        taken = 0
+        for request in wanted:
+            if taken >= granted:
+                verdicts.append(Blocked(BlockedBy.RATE, wait_s))
+                continue
+            verdict = self._admit_one(request, worker, caps)
+            taken += isinstance(verdict, Attempt)
+            verdicts.append(verdict)
+        after = gate.take(throttle, self.now, taken)
+        if after != throttle:
+            self._save_throttle(gate.account, after)
+        return verdicts
+
+    def teach(self, account: str, lesson: Callable[[str | None, int], str]) -> None:
+        """Change what is known of the provider's limits: `lesson(state, now_ms)` gives the new state."""
+        self._save_throttle(account, lesson(self._locked_throttle(account), self.now))
+
+    def _admit_one(self, request: AdmissionRequest, worker: Worker, caps: Caps) -> Verdict:
+        candidate = request.candidate
+        day = datetime.fromtimestamp(self.now / 1000, UTC).date().isoformat()
+        claimed = self.connection.execute(
+            _CLAIM,
+            {
+                "b_item": candidate.item_id,
+                "b_attempts": request.again.attempt if request.again else candidate.attempts,
+                "b_hash": candidate.request_hash,
+                "b_state": ItemState.PENDING if request.again else candidate.state,
+            },
+        )
+        if claimed.rowcount != 1:
+            return Stale()
+        scopes = scopes_of(day, candidate.catalogue, worker.run_scope)
+        shortage = self._counters.reserve(scopes, caps, request.reserve_micros)
+        if shortage is not None:
+            self.connection.execute(
+                _UNCLAIM, {"b_item": candidate.item_id, "b_was": ItemState.PENDING if request.again else candidate.state}
+            )
+            return Blocked(BlockedBy.BUDGET, shortage=shortage)
+        if request.again is not None:
+            return self._submit_again(request.again, request.reserve_micros, worker, day)
+        return self._first_submit(candidate, request.reserve_micros, worker, day)
+
+    def _first_submit(self, candidate: Candidate, reserve_micros: int, worker: Worker, day: str) -> Attempt:
+        attempt = Attempt(
+            attempt_id=_new_attempt_id(self.now),
+            item_id=candidate.item_id,
+            attempt=candidate.attempts + 1,
+            catalogue=candidate.catalogue,
+            shard=candidate.shard,
+            prompt_id=candidate.prompt_id,
+            sample=candidate.sample,
+            model=candidate.model,
+            resolution=candidate.resolution,
+            request_hash=candidate.request_hash,
+            cause=candidate.cause,
+            root_run_id=worker.root_run_id,
+            run_scope=worker.run_scope,
+            day=day,
+            state=AttemptState.SUBMITTING,
+            reserved_micros=reserve_micros,
+            cost_micros=0,
+            submits=1,
+            polls=0,
+            created_at=self.now,
+            submitted_at=None,
+            completed_at=None,
+            task_id=None,
+            urls=None,
+            text=None,
+            error_kind=None,
+            body=candidate.body,
+        )
+        self.connection.execute(
+            _INSERT,
+            {
+                "attempt_id": attempt.attempt_id,
+                "item_id": attempt.item_id,
+                "attempt": attempt.attempt,
+                "catalogue": attempt.catalogue,
+                "shard": attempt.shard,
+                "prompt_id": attempt.prompt_id,
+                "sample": attempt.sample,
+                "campaign": candidate.campaign,
+                "model": attempt.model,
+                "resolution": attempt.resolution,
+                "request_hash": attempt.request_hash,
+                "cause": candidate.cause,
+                "run_id": worker.run_id,
+                "root_run_id": worker.root_run_id,
+                "run_scope": worker.run_scope,
+                "owner": worker.owner,
+                "state": attempt.state,
+                "day": day,
+                "created_at": self.now,
+                "submits": 1,
+                "reserved_micros": reserve_micros,
+            },
+        )
+        self.connection.execute(
+            _COUNT, {"b_item": attempt.item_id, "b_attempts": attempt.attempt, "b_id": attempt.attempt_id}
+        )
+        return attempt
+
+    def _submit_again(self, attempt: Attempt, reserve_micros: int, worker: Worker, day: str) -> Verdict:
+        # A refused attempt holds no money, so the day of its reservation may still be today's.
+        attempt.day, attempt.reserved_micros, attempt.run_scope = day, reserve_micros, worker.run_scope
+        facts = {
+            "day": day,
+            "reserved_micros": reserve_micros,
+            "submits": attempt.submits + 1,
+            "closed_at": None,
+            "error_kind": None,
+            "error_code": None,
+            "error_message": None,
+        }
+        if not self._update(attempt, AttemptState.REFUSED, AttemptState.SUBMITTING, facts):
+            raise AssertionError(f"attempt {attempt.attempt_id} was claimed, and yet is not refused")
+        attempt.state = AttemptState.SUBMITTING
+        attempt.submits += 1
+        return attempt
+
+    def _in_flight(self, horizon_s: float) -> int:
+        return self.connection.execute(_IN_FLIGHT, {"b_since": self.now - int(horizon_s * 1000)}).scalar_one()
+
+    def _locked_throttle(self, account: str) -> str | None:
+        query = self._database.lock_rows(sa.select(_throttle.c.state).where(_throttle.c.account == account))
+        return self.connection.execute(query).scalar_one_or_none()
+
+    def _save_throttle(self, account: str, state: str | None) -> None:
+        insert = self._database.upsert(_throttle).values(account=account, state=state)
+        self.connection.execute(
+            insert.on_conflict_do_update(index_elements=["account"], set_={"state": insert.excluded.state})
+        )
+
+    # --- moves -------------------------------------------------------------------------------------------------------
+
+    def move(
+        self,
+        attempt: Attempt,
+        to: AttemptState,
+        *,
+        then: ItemState | None = None,
+        note: str | None = None,
+        **facts: Any,
+    ) -> bool:
+        """Move an attempt to state `to`, with its money and its item, and record `facts` (columns of `attempts`).
+
+        `then` is the item's state afterwards, where it is not the usual one. An item edited meanwhile turns pending when
+        its attempt closes: the new request has not been tried. Returns False, changing nothing, when the book says that
+        the move is no longer to be made (another worker has settled the attempt).
+        """
+        if to in _CLOSED:
+            facts.setdefault("closed_at", self.now)
+        cost = facts.get("cost_micros", attempt.cost_micros)
+        after = holding(to, attempt.reserved_micros, cost)
+        facts["at_risk_micros"] = after.at_risk
+        before = attempt.state
+        if not self._update(attempt, before, to, facts):
+            actual = self._reread(attempt)
+            if actual is None or to not in MOVES[actual]:
+                return False
+            # A late answer to an attempt that was taken over meanwhile: it goes on from where the book has it.
+            before = actual
+            if not self._update(attempt, before, to, facts):
+                return False
+        elif to not in MOVES[before]:
+            raise AssertionError(f"attempt {attempt.attempt_id} can't go from {before} to {to}")
+        held = holding(before, attempt.reserved_micros, attempt.cost_micros)
+        scopes = scopes_of(attempt.day, attempt.catalogue, attempt.run_scope)
+        self._counters.change(scopes, after.minus(held))
+        attempt.state = to
+        for name, value in facts.items():
+            if name in _MIRRORED:
+                setattr(attempt, name, value)
+        self._set_item(attempt, before, then, note)
+        return True
+
+    def note(self, attempt: Attempt, **facts: Any) -> None:
+        """Record `facts` (columns of `attempts`) that change neither state nor money."""
+        self.connection.execute(
+            _attempts.update().where(_attempts.c.attempt_id == attempt.attempt_id).values(**facts)
+        )
+
+    def defer(self, item_ids: Sequence[str], note: str) -> None:
+        """Mark items as waiting for a later run, with the reason."""
+        if item_ids:
+            self.connection.execute(
+                _DEFER, [{"b_item": item_id, "b_note": note} for item_id in item_ids]
+            )
+
+    def execute(self, statement: Any, parameters: Any = None) -> Any:
+        """A statement of another part of the ledger, in this transaction."""
+        return self.connection.execute(statement, parameters)
+
+    def _update(self, attempt: Attempt, before: AttemptState, to: AttemptState, facts: dict[str, Any]) -> bool:
+        statement = _transition(tuple(sorted(facts)))
+        result = self.connection.execute(
+            statement, {"b_id": attempt.attempt_id, "b_before": before, "b_to": to, **facts}
+        )
+        return result.rowcount == 1
+
+    def _reread(self, attempt: Attempt) -> AttemptState | None:
+        query = sa.select(_attempts.c.state, _attempts.c.cost_micros).where(
+            _attempts.c.attempt_id == attempt.attempt_id
+        )
+        row = self.connection.execute(self._database.lock_rows(query)).one_or_none()
+        if row is None:
+            return None
+        attempt.cost_micros = row.cost_micros
+        return AttemptState(row.state)
+
+    def _set_item(self, attempt: Attempt, before: AttemptState, then: ItemState | None, note: str | None) -> None:
+        state = then or ITEM_STATE_OF[attempt.state]
+        if attempt.state in _CLOSED:
+            hash_, item = attempt.request_hash, attempt.item_id
+            self.connection.execute(
+                _ITEM_AFTER_CLOSE, {"b_item": item, "b_hash": hash_, "b_state": state, "b_note": note}
+            )
+        elif state is not ITEM_STATE_OF[before]:
+            self.connection.execute(_ITEM_SET, {"b_item": attempt.item_id, "b_state": state})
+
+
+_MIRRORED = frozenset(Attempt.__dataclass_fields__)
+_CLOSED = frozenset(AttemptState) - set(OPEN_STATES)
+
+_bind = sa.bindparam
+
+_CLAIM = (
+    _items.update()
+    .where(
+        _items.c.item_id == _bind("b_item"),
+        _items.c.attempts == _bind("b_attempts"),
+        _items.c.request_hash == _bind("b_hash"),
+        _items.c.state == _bind("b_state"),
+        _items.c.active,
+    )
+    .values(state=ItemState.OPEN.value, note=None)
+)
+_UNCLAIM = _items.update().where(_items.c.item_id == _bind("b_item")).values(state=_bind("b_was"))
+_COUNT = (
+    _items.update()
+    .where(_items.c.item_id == _bind("b_item"))
+    .values(attempts=_bind("b_attempts"), last_attempt_id=_bind("b_id"))
+)
+_INSERT = _attempts.insert()
+_IN_FLIGHT = sa.select(sa.func.count()).where(
+    sa.text("state IN (" + ", ".join(f"'{state}'" for state in IN_FLIGHT_STATES) + ")"),
+    # The partial index's own condition, so that SQLite may use it.
+    sa.text("state IN (" + ", ".join(f"'{state}'" for state in OPEN_STATES) + ")"),
+    _attempts.c.created_at > _bind("b_since"),
+)
+_DEFER = (
+    _items.update()
+    .where(
+        _items.c.item_id == _bind("b_item"),
+        _items.c.state.in_([ItemState.PENDING.value, ItemState.DEFERRED.value]),
+    )
+    .values(state=ItemState.DEFERRED.value, note=_bind("b_note"))
+)
+_ITEM_SET = _items.update().where(_items.c.item_id == _bind("b_item")).values(state=_bind("b_state"))
+_ITEM_AFTER_CLOSE = (
+    _items.update()
+    .where(_items.c.item_id == _bind("b_item"))
+    .values(
+        state=sa.case((_items.c.request_hash == _bind("b_hash"), _bind("b_state")), else_=ItemState.PENDING.value),
+        note=_bind("b_note"),
+    )
+)
+
+
+@cache
+def _transition(columns: tuple[str, ...]) -> sa.Update:
+    # Built once per set of columns: building a statement costs more than running it.
+    return (
+        _attempts.update()
+        .where(_attempts.c.attempt_id == _bind("b_id"), _attempts.c.state == _bind("b_before"))
+        .values(state=_bind("b_to"), **{name: _bind(name) for name in columns})
+    )
+
+
+def _new_attempt_id(now_ms: int) -> str:
+    # Time first, so that new rows land at the end of the index and not all over it.
+    return f"{now_ms:012x}{secrets.token_hex(10)}"

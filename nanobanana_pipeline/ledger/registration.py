@@ -1,0 +1,324 @@
+"""Bringing a catalogue into the book: which items are new, edited or gone, and which shard each belongs to.
+
+Shards are append-only. A prompt gets its shard once, when it is first seen; edits, insertions and removals move nobody.
+The catalogue is taken in batches, each in a transaction of its own, so that running engines are never held up for long.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from filelock import FileLock
+from sqlalchemy.engine import Connection
+
+from nanobanana_pipeline.catalogue.identity import item_id
+from nanobanana_pipeline.catalogue.sharding import shard_key
+from nanobanana_pipeline.catalogue.validation import CataloguePrompt
+from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.database import Database
+from nanobanana_pipeline.ledger.states import AttemptState, ItemState
+
+_items = schema.items
+_attempts = schema.attempts
+_shards = schema.shards
+_requests = schema.requests
+_catalogues = schema.catalogues
+
+# SQLite takes at most 32,766 bound parameters; shorter lists also plan faster.
+_IDS_A_QUERY = 500
+_HAS_OPEN_ATTEMPT = (ItemState.OPEN, ItemState.UNKNOWN, ItemState.OVERDUE)
+
+
+@dataclass(slots=True)
+class Registration:
+    """What a catalogue brought, in items, and the shards whose rows changed by it."""
+
+    catalogue: str
+    new: int = 0
+    edited: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    relabelled: int = 0
+    prompts: int = 0
+    shards: set[str] = field(default_factory=set)
+
+    @property
+    def items(self) -> int:
+        """Active items of the catalogue."""
+        return self.new + self.edited + self.unchanged + self.relabelled
+
+
+def registered_fingerprint(connection: Connection, catalogue: str) -> str | None:
+    """What the catalogue's files looked like when they were last registered in full."""
+    query = sa.select(_catalogues.c.fingerprint).where(_catalogues.c.catalogue == catalogue)
+    return connection.execute(query).scalar_one_or_none()
+
+
+def register(
+    database: Database,
+    catalogue: str,
+    batches: Iterable[Sequence[CataloguePrompt]],
+    *,
+    default_resolution: str,
+    shard_size: int,
+    fingerprint: str | None,
+) -> Registration:
+    """Enter a catalogue's prompts, batch by batch, and mark as inactive what it no longer has.
+
+    `fingerprint` None means that not all of it could be read: then nothing is taken for removed, and the next run reads
+    it again.
+    """
+    report = Registration(catalogue)
+    with _one_at_a_time(database, catalogue), database.engine.connect() as connection:
+        writing = connection.execution_options(nanobanana_write=True)
+        with writing.begin():
+            writing.exec_driver_sql("DROP TABLE IF EXISTS seen_items")
+            writing.exec_driver_sql("CREATE TEMPORARY TABLE seen_items (item_id TEXT PRIMARY KEY)")
+            insert = database.upsert(_catalogues).values(catalogue=catalogue, next_position=0)
+            # Null until the end: a registration that is cut off is done again.
+            writing.execute(
+                insert.on_conflict_do_update(index_elements=["catalogue"], set_={"fingerprint": None})
+            )
+        for batch in batches:
+            if batch:
+                with writing.begin():
+                    _register_batch(database, writing, batch, report, default_resolution, shard_size)
+        with writing.begin():
+            if fingerprint is not None:
+                _deactivate_unseen(writing, report)
+            _finish(database, writing, report, fingerprint)
+            writing.exec_driver_sql("DROP TABLE seen_items")
+    return report
+
+
+def deactivate_missing(database: Database, present: Sequence[str]) -> list[Registration]:
+    """Mark every item of catalogues that are no longer there as inactive; their results and costs stay."""
+    reports: list[Registration] = []
+    with database.write() as connection:
+        names = connection.execute(sa.select(_catalogues.c.catalogue).order_by(_catalogues.c.catalogue)).scalars().all()
+        for name in names:
+            if name in present:
+                continue
+            gone = (_items.c.catalogue == name) & _items.c.active
+            shards = set(connection.execute(sa.select(_items.c.shard).where(gone).distinct()).scalars())
+            if shards:
+                removed = connection.execute(_items.update().where(gone).values(active=False)).rowcount
+                reports.append(Registration(name, removed=removed, shards=shards))
+                connection.execute(_catalogues.update().where(_catalogues.c.catalogue == name).values(fingerprint=None))
+    return reports
+
+
+def _register_batch(
+    database: Database,
+    connection: Connection,
+    batch: Sequence[CataloguePrompt],
+    report: Registration,
+    default_resolution: str,
+    shard_size: int,
+) -> None:
+    wanted = [
+        (item_id(prompt.catalogue, prompt.prompt_id, sample), sample, prompt)
+        for prompt in batch
+        for sample in range(1, prompt.samples + 1)
+    ]
+    known = _known_items(connection, [entry[0] for entry in wanted])
+    assign = _Assignment(connection, report.catalogue, shard_size)
+    new: list[dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
+    requests: dict[str, dict[str, Any]] = {}
+    shard_of_prompt: dict[str, str] = {}
+    for identity, sample, prompt in wanted:
+        row = known.get(identity)
+        if row is None:
+            shard = shard_of_prompt.get(prompt.prompt_id) or assign.shard_of_new_prompt()
+            new.append(
+                {
+                    "item_id": identity,
+                    "catalogue": prompt.catalogue,
+                    "prompt_id": prompt.prompt_id,
+                    "sample": sample,
+                    "shard": shard,
+                    "position": assign.next_position(),
+                    "request_hash": prompt.request_hash,
+                    "campaign": prompt.campaign,
+                    "labels": prompt.labels,
+                    "active": True,
+                    "state": ItemState.PENDING,
+                    "attempts": 0,
+                }
+            )
+            report.new += 1
+            report.shards.add(shard)
+        else:
+            shard = row.shard
+            if row.request_hash != prompt.request_hash or not row.active:
+                report.edited += 1
+            elif (row.campaign, row.labels) != (prompt.campaign, prompt.labels):
+                report.relabelled += 1
+            else:
+                report.unchanged += 1
+            if (row.request_hash, row.campaign, row.labels, bool(row.active)) != (
+                prompt.request_hash,
+                prompt.campaign,
+                prompt.labels,
+                True,
+            ):
+                changed.append(
+                    {
+                        "b_item": identity,
+                        "request_hash": prompt.request_hash,
+                        "campaign": prompt.campaign,
+                        "labels": prompt.labels,
+                        "b_state": _state_after_edit(connection, row, prompt.request_hash),
+                    }
+                )
+                report.shards.add(shard)
+        # All samples of a prompt stay together, also when more are asked for later.
+        shard_of_prompt[prompt.prompt_id] = shard
+        if row is None or row.request_hash != prompt.request_hash:
+            requests[prompt.request_hash] = {
+                "request_hash": prompt.request_hash,
+                "model": prompt.request.model,
+                "resolution": prompt.request.resolution or default_resolution,
+                "body": prompt.request.to_json(),
+            }
+    report.prompts += len(batch)
+    if requests:
+        connection.execute(database.upsert(_requests).on_conflict_do_nothing(), list(requests.values()))
+    if new:
+        connection.execute(_items.insert(), new)
+        assign.save()
+    if changed:
+        connection.execute(_EDIT, changed)
+    connection.execute(
+        database.upsert(_seen).on_conflict_do_nothing(), [{"item_id": identity} for identity, _, _ in wanted]
+    )
+
+
+class _Assignment:
+    """Gives new prompts their place: the catalogue's last shard while it has room, then a new one."""
+
+    def __init__(self, connection: Connection, catalogue: str, shard_size: int) -> None:
+        self._connection = connection
+        self._catalogue = catalogue
+        self._size = shard_size
+        query = (
+            sa.select(_shards.c.number, _shards.c.prompts)
+            .where(_shards.c.catalogue == catalogue)
+            .order_by(_shards.c.number.desc())
+            .limit(1)
+        )
+        last = connection.execute(query).one_or_none()
+        # Numbers begin with 0; "no shard yet" is a full one before the first.
+        self._number, self._prompts = (last.number, last.prompts) if last else (-1, shard_size)
+        position = sa.select(_catalogues.c.next_position).where(_catalogues.c.catalogue == catalogue)
+        self._position: int = connection.execute(position).scalar_one()
+        self._added: Counter[int] = Counter()
+
+    def shard_of_new_prompt(self) -> str:
+        if self._prompts >= self._size:
+            self._number, self._prompts = self._number + 1, 0
+        self._prompts += 1
+        self._added[self._number] += 1
+        return shard_key(self._catalogue, self._number)
+
+    def next_position(self) -> int:
+        self._position += 1
+        return self._position - 1
+
+    def save(self) -> None:
+        self._connection.execute(
+            _catalogues.update()
+            .where(_catalogues.c.catalogue == self._catalogue)
+            .values(next_position=self._position)
+        )
+        for number, added in self._added.items():
+            shard = shard_key(self._catalogue, number)
+            update = _shards.update().where(_shards.c.shard == shard).values(prompts=_shards.c.prompts + added)
+            if self._connection.execute(update).rowcount == 0:
+                self._connection.execute(
+                    _shards.insert().values(shard=shard, catalogue=self._catalogue, number=number, prompts=added)
+                )
+
+
+_seen = sa.Table("seen_items", sa.MetaData(), sa.Column("item_id", sa.Text, primary_key=True))
+
+_EDIT = (
+    _items.update()
+    .where(_items.c.item_id == sa.bindparam("b_item"))
+    .values(
+        request_hash=sa.bindparam("request_hash"),
+        campaign=sa.bindparam("campaign"),
+        labels=sa.bindparam("labels"),
+        active=True,
+        state=sa.bindparam("b_state"),
+    )
+)
+
+
+def _known_items(connection: Connection, identities: Sequence[str]) -> dict[str, sa.Row[Any]]:
+    columns = (
+        _items.c.item_id,
+        _items.c.shard,
+        _items.c.request_hash,
+        _items.c.campaign,
+        _items.c.labels,
+        _items.c.active,
+        _items.c.state,
+    )
+    known: dict[str, sa.Row[Any]] = {}
+    for start in range(0, len(identities), _IDS_A_QUERY):
+        query = sa.select(*columns).where(_items.c.item_id.in_(identities[start : start + _IDS_A_QUERY]))
+        known.update((row.item_id, row) for row in connection.execute(query))
+    return known
+
+
+def _state_after_edit(connection: Connection, row: sa.Row[Any], request_hash: str) -> str:
+    """An item with an open attempt waits for its end; one edited back to a request it has an image of is done again."""
+    if row.request_hash == request_hash or row.state in _HAS_OPEN_ATTEMPT:
+        return row.state
+    stored = sa.select(_attempts.c.attempt_id).where(
+        _attempts.c.item_id == row.item_id,
+        _attempts.c.request_hash == request_hash,
+        _attempts.c.state == AttemptState.STORED,
+    )
+    return ItemState.DONE if connection.execute(stored.limit(1)).first() else ItemState.PENDING
+
+
+def _deactivate_unseen(connection: Connection, report: Registration) -> None:
+    unseen = sa.and_(
+        _items.c.catalogue == report.catalogue,
+        _items.c.active,
+        ~sa.select(_seen.c.item_id).where(_seen.c.item_id == _items.c.item_id).exists(),
+    )
+    report.shards.update(connection.execute(sa.select(_items.c.shard).where(unseen).distinct()).scalars())
+    report.removed = connection.execute(_items.update().where(unseen).values(active=False)).rowcount
+
+
+def _finish(database: Database, connection: Connection, report: Registration, fingerprint: str | None) -> None:
+    connection.execute(
+        _catalogues.update()
+        .where(_catalogues.c.catalogue == report.catalogue)
+        .values(fingerprint=fingerprint, registered_at=database.now(connection))
+    )
+
+
+@contextmanager
+def _one_at_a_time(database: Database, catalogue: str) -> Iterator[None]:
+    """Hold the lock of a catalogue's assignment; it ends with the process, whatever becomes of that."""
+    if database.dialect == "sqlite":
+        path = Path(str(database.engine.url.database))
+        with FileLock(path.with_name(f"{path.name}.registration.lock")):
+            yield
+        return
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        key = {"key": f"nanobanana:{catalogue}"}
+        connection.execute(sa.text("SELECT pg_advisory_lock(hashtextextended(:key, 0))"), key)
+        try:
+            yield
+        finally:
+            connection.execute(sa.text("SELECT pg_advisory_unlock(hashtextextended(:key, 0))"), key)

@@ -1,0 +1,246 @@
+"""What is left to do: shards with work, a shard's open attempts, and its items that wait for an attempt.
+
+Only questions live here, plus taking over what a dead worker left; answers are read page by page, so that memory does not
+grow with the shard.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.entries import Attempt, Candidate, Cause
+from nanobanana_pipeline.ledger.leases import expired_owners
+from nanobanana_pipeline.ledger.postings import Postings
+from nanobanana_pipeline.ledger.states import OPEN_STATES, AttemptState, ItemState
+
+_items = schema.items
+_attempts = schema.attempts
+_requests = schema.requests
+_shards = schema.shards
+
+PAGE = 500
+
+
+class Rerun(StrEnum):
+    """What a person asks to be paid for again; each acts once an item under one root run."""
+
+    RETRY_FAILED = "retry_failed"
+    REGENERATE = "regenerate"
+
+    @property
+    def states(self) -> tuple[ItemState, ...]:
+        """The items it is about."""
+        return (ItemState.FAILED,) if self is Rerun.RETRY_FAILED else (ItemState.DONE, ItemState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWork:
+    """A shard's items by state; inactive items count only while an attempt of theirs is open."""
+
+    shard: str
+    catalogue: str
+    number: int
+    prompts: int
+    states: dict[ItemState, int]
+
+    @property
+    def left(self) -> int:
+        """Items that a run could do something about now."""
+        resumable = (ItemState.PENDING, ItemState.DEFERRED, ItemState.OPEN, ItemState.OVERDUE)
+        return sum(self.states.get(state, 0) for state in resumable)
+
+    @property
+    def items(self) -> int:
+        """All the items counted."""
+        return sum(self.states.values())
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """What became of a shard's open attempts: ours to finish, and those whose owners may yet be alive.
+
+    `holders` are those owners, with the end of their leases (database's milliseconds); `now` is the same clock.
+    """
+
+    attempts: list[Attempt]
+    holders: dict[str, int]
+    now: int
+
+
+def shard_work(connection: Connection, catalogues: Sequence[str] | None = None) -> list[ShardWork]:
+    """Every shard with its items by state, in order of catalogue and number."""
+    open_states = [ItemState.OPEN.value, ItemState.UNKNOWN.value, ItemState.OVERDUE.value]
+    counts: dict[str, dict[ItemState, int]] = {}
+    query = (
+        sa.select(_items.c.shard, _items.c.state, sa.func.count().label("n"))
+        .where(sa.or_(_items.c.active, _items.c.state.in_(open_states)))
+        .group_by(_items.c.shard, _items.c.state)
+    )
+    for row in connection.execute(query):
+        counts.setdefault(row.shard, {})[ItemState(row.state)] = row.n
+    listing = sa.select(_shards).order_by(_shards.c.catalogue, _shards.c.number)
+    if catalogues is not None:
+        listing = listing.where(_shards.c.catalogue.in_(catalogues))
+    return [
+        ShardWork(row.shard, row.catalogue, row.number, row.prompts, counts.get(row.shard, {}))
+        for row in connection.execute(listing)
+    ]
+
+
+def take_over(postings: Postings, shard: str, owner: str, *, submit_timeout_s: float) -> TakeOver:
+    """Make `owner` the owner of every open attempt of the shard whose own worker is gone; returns those.
+
+    What such a worker was `submitting` may or may not have left its machine: it becomes `unknown`, never sent again by
+    itself. What was `submitted` is polled on by whoever owns it now.
+    """
+    query = (
+        sa.select(*_ATTEMPT_COLUMNS, _attempts.c.owner)
+        .join(_requests, _requests.c.request_hash == _attempts.c.request_hash)
+        .where(_attempts.c.shard == shard, _is_open())
+        .order_by(_attempts.c.created_at)
+        .with_for_update(of=_attempts)
+    )
+    rows = postings.execute(query).all()
+    others = {row.owner for row in rows} - {owner}
+    free, holders = expired_owners(postings.connection, postings.now, others, submit_timeout_s=submit_timeout_s)
+    ours: list[Attempt] = []
+    for row in rows:
+        if row.owner not in free:
+            continue
+        attempt = attempt_of(row)
+        if attempt.state is AttemptState.SUBMITTING:
+            postings.move(
+                attempt,
+                AttemptState.UNKNOWN,
+                error_kind="unknown_outcome",
+                error_message="the process that was submitting it ended before an answer was recorded",
+            )
+        ours.append(attempt)
+    if free:
+        postings.execute(
+            _attempts.update()
+            .where(_attempts.c.shard == shard, _is_open(), _attempts.c.owner.in_(free))
+            .values(owner=owner)
+        )
+        gone = schema.leases.delete().where(schema.leases.c.owner.in_(free), schema.leases.c.shard == shard)
+        postings.execute(gone)
+    return TakeOver(ours, holders, postings.now)
+
+
+def candidates(
+    connection: Connection,
+    shard: str,
+    *,
+    after: int,
+    rerun: Rerun | None = None,
+    root_run_id: str = "",
+    limit: int = PAGE,
+) -> list[Candidate]:
+    """The next page of active items that wait for an attempt, in catalogue order, after position `after`.
+
+    With `rerun` it is those that a person wants to pay for again, and that this root run has not yet done so for.
+    """
+    states = rerun.states if rerun else (ItemState.PENDING, ItemState.DEFERRED)
+    earlier = _attempts.alias("earlier")
+    failures = (
+        sa.select(sa.func.count())
+        .where(
+            earlier.c.item_id == _items.c.item_id,
+            earlier.c.request_hash == _items.c.request_hash,
+            earlier.c.error_kind == "provider_failure",
+        )
+        .scalar_subquery()
+    )
+    last = sa.case((_attempts.c.request_hash == _items.c.request_hash, _attempts.c.state)).label("last_state")
+    query = (
+        sa.select(
+            _items,
+            _requests.c.model,
+            _requests.c.resolution,
+            _requests.c.body,
+            sa.case((_items.c.attempts > 0, failures), else_=0).label("failures"),
+            last,
+        )
+        .join(_requests, _requests.c.request_hash == _items.c.request_hash)
+        .outerjoin(_attempts, _attempts.c.attempt_id == _items.c.last_attempt_id)
+        .where(
+            _items.c.shard == shard,
+            _items.c.state.in_([state.value for state in states]),
+            _items.c.active,
+            _items.c.position > after,
+        )
+        .order_by(_items.c.position)
+        .limit(limit)
+    )
+    if rerun is not None:
+        done = sa.select(earlier.c.attempt_id).where(
+            earlier.c.item_id == _items.c.item_id,
+            earlier.c.root_run_id == root_run_id,
+            earlier.c.cause == rerun.value,
+        )
+        query = query.where(~done.exists())
+    return [
+        Candidate(
+            item_id=row.item_id,
+            catalogue=row.catalogue,
+            prompt_id=row.prompt_id,
+            sample=row.sample,
+            shard=row.shard,
+            position=row.position,
+            request_hash=row.request_hash,
+            campaign=row.campaign,
+            model=row.model,
+            resolution=row.resolution,
+            body=row.body,
+            state=ItemState(row.state),
+            attempts=row.attempts,
+            # A person who asks for failed items again grants them a fresh set of attempts.
+            failures=0 if rerun else row.failures,
+            cause=Cause(rerun.value) if rerun else _CAUSE_AFTER.get(row.last_state, Cause.NEW),
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def open_attempts(
+    connection: Connection, *, states: Sequence[AttemptState] = OPEN_STATES, catalogue: str | None = None
+) -> Iterator[Attempt]:
+    """Open attempts in the given states, oldest first."""
+    query = (
+        sa.select(*_ATTEMPT_COLUMNS)
+        .join(_requests, _requests.c.request_hash == _attempts.c.request_hash)
+        .where(_is_open(), _attempts.c.state.in_([state.value for state in states]))
+        .order_by(_attempts.c.created_at)
+    )
+    if catalogue is not None:
+        query = query.where(_attempts.c.catalogue == catalogue)
+    for row in connection.execute(query):
+        yield attempt_of(row)
+
+
+_CAUSE_AFTER = {
+    AttemptState.FAILED: Cause.RETRY,
+    AttemptState.UNUSABLE: Cause.REGENERATE,
+    AttemptState.ABANDONED: Cause.RESUBMIT,
+}
+"""Why an item that waits is tried again, by how its last attempt (of the same request) ended."""
+
+_FIELDS = [name for name in Attempt.__dataclass_fields__ if name != "body"]
+_ATTEMPT_COLUMNS = [*(_attempts.c[name] for name in _FIELDS), _requests.c.body]
+
+
+def attempt_of(row: Row[tuple[object, ...]]) -> Attempt:
+    """An attempt from a row with its columns and its request's body."""
+    values = {name: getattr(row, name) for name in _FIELDS}
+    values["state"] = AttemptState(values["state"])
+    values["cause"] = Cause(values["cause"])
+    return Attempt(**values, body=row.body)
+
+
+def _is_open() -> sa.TextClause:
+    # Literal, as in the partial indexes: with bound parameters SQLite would not use them.
+    return sa.text("attempts.state IN (" + ", ".join(f"'{state}'" for state in OPEN_STATES) + ")")
