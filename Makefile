@@ -38,7 +38,7 @@ demo: $(INSTALLED) ## Run the whole pipeline on the sample catalogue against the
 	@$(BIN)/nanobanana demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests, in parallel (ARGS="-k budget" for some of them)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(INSTALLED) ## Formatting, lint, types and the import order: each must be clean
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff --quiet . | head -n 60; echo "formatting: run $(BIN)/ruff format ." >&2; exit 1; }
