@@ -1,0 +1,421 @@
+"""The Delta tables of an output: reading them, and replacing one shard's rows in one conditional commit.
+
+The tables are derived from the ledger. A writer pins a table's version, then reads the ledger, then replaces its rows
+against that version: rows that someone else has replaced in between mean `Conflict`, and the ledger is read again. So
+an older view never overwrites a newer one, whichever writer is slower. What the columns are is in `schemas`; mending
+after a power cut is in `repair`.
+"""
+
+# pyright: reportUnknownParameterType=false
+# pyarrow ships no types.
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties
+from deltalake import Schema as DeltaSchema
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.storage import durable
+from nanobanana_pipeline.storage.data_files import STATISTICS_COLUMNS, DataFiles, fingerprint
+from nanobanana_pipeline.storage.schemas import SCHEMAS, description_of
+
+TABLES: Final = "tables"
+"""The folder of the tables, under the output."""
+
+Predicate = Mapping[str, str]
+"""Which rows are meant: those whose columns have exactly these values."""
+
+# A checkpoint costs about 60 ms, and each commit since the last one about 1 ms at every opening.
+_CHECKPOINT_EVERY: Final = 25
+_COMMIT_TRIES: Final = 100
+_BATCH_ROWS: Final = 100_000
+_MEND: Final = "run `nanobanana repair`, which rebuilds it from the ledger at no cost"
+_MODE: Final = "nanobanana.mode"
+
+# Every commit is tried once at the version that was checked. Delta's own retries would let two writers that both find a
+# shard empty write it twice; and its checkpoints would be written before the commit that they sum up is durable.
+_ONCE: Final = CommitProperties(max_commit_retries=0)
+_NO_HOOKS: Final = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+
+_log = logging.getLogger(__name__)
+
+
+class Conflict(Exception):  # noqa: N818 - not an error: the caller reads the ledger again and repeats
+    """Someone else has replaced these rows since the version that this change was made for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One version of one table, for readers: `uris` are its files, `schema` the columns that a reader may ask for.
+
+    `even` says that every file has every column; where not, a reader must fill the gaps with nulls.
+    """
+
+    name: str
+    version: int | None
+    schema: pa.Schema
+    uris: tuple[str, ...]
+    even: bool
+    dataset: Callable[[], pads.Dataset]
+
+
+class Tables:
+    """The tables of one output (a local folder or an object store's URI).
+
+    `simulated` is kept in each table's metadata, and writing to a table of the other kind is refused; None, for
+    readers, neither says nor checks. One object serves any number of threads.
+    """
+
+    def __init__(self, root: str | Path, *, simulated: bool | None = None) -> None:
+        self.root = str(root)
+        self._mode = None if simulated is None else ("simulated" if simulated else "live")
+        self._base = self.root.rstrip("/") if durable.is_remote(self.root) else durable.local_path(self.root)
+        self._local = not durable.is_remote(self.root)
+        # The table as `version` last saw it: saves `replace` from reading the log again. Taken out while in use.
+        self._pinned: dict[str, DeltaTable] = {}
+
+    def uri(self, name: str) -> str:
+        """Where the table `name` lives: an absolute path, or a URI."""
+        return f"{self._base}/{TABLES}/{name}"
+
+    def version(self, name: str) -> int | None:
+        """The table's version now, to be given to `replace`; None while there is no such table."""
+        delta = self.open(name)
+        if delta is None:
+            return None
+        self._pinned[name] = delta
+        return delta.version()
+
+    def ensure(self, name: str) -> int:
+        """Create the table, empty, if it isn't there; its version."""
+        delta = self.open(name) or self._create(name)
+        return delta.version()
+
+    def replace(
+        self,
+        name: str,
+        data: pa.Table | pa.RecordBatchReader,
+        predicate: Predicate | None,
+        *,
+        expected_version: int | None,
+    ) -> int:
+        """Put `data` in the place of the rows that `predicate` means (None: of all), in one commit; the new version.
+
+        Raises `Conflict`, with nothing changed, when any of those rows may have changed since `expected_version` (None:
+        the table wasn't there). Other writers' rows are never touched, and never in the way. Columns of the schema that
+        `data` lacks are null. Durable when this returns.
+        """
+        delta = self._at(name, expected_version)
+        before = _names(delta, predicate) if expected_version is not None else frozenset()
+        change: _Change | None = None
+        for attempt in range(_COMMIT_TRIES):
+            self._refresh(name, delta)
+            self._check_mode(name, delta)
+            now = _names(delta, predicate)
+            if change and change.paths and change.paths <= now:
+                # An object store may take a commit and lose the answer; repeated, it looks like someone else's.
+                return self._settle(name, delta.version())
+            if now != before:
+                if change:
+                    change.discard()
+                raise Conflict(f"{name}: {predicate or 'all rows'} changed since version {expected_version}")
+            self._add_missing_columns(name, delta)
+            change = change or self._change(name, delta, data, predicate, before)
+            if not change.adds and not change.removes:
+                return delta.version()
+            if _commit(delta, change):
+                return self._settle(name, delta.version() + 1)
+            # Many shards end at once at times; the one that is pushed back must not meet the same crowd again.
+            time.sleep(random.uniform(0, min(0.5, 0.01 * attempt)))  # noqa: S311
+        # Not discarded: after so many tries the last commit's outcome may be unknown. `maintain` takes the files away.
+        raise Conflict(f"{name}: {_COMMIT_TRIES} commits of others came first")
+
+    def append(self, name: str, data: pa.Table | pa.RecordBatchReader) -> int:
+        """Add rows; the new version. Appends never conflict. Durable when this returns."""
+        delta = self.open(name) or self._create(name)
+        self._check_mode(name, delta)
+        self._add_missing_columns(name, delta)
+        change = self._change(name, delta, data, None, frozenset())
+        for _ in range(_COMMIT_TRIES):
+            if not change.adds:
+                return delta.version()
+            if _commit(delta, change):
+                return self._settle(name, delta.version() + 1)
+            self._refresh(name, delta)
+        raise Conflict(f"{name}: {_COMMIT_TRIES} commits of others came first")
+
+    def read(
+        self, name: str, columns: Sequence[str] | None = None, predicate: Predicate | pc.Expression | None = None
+    ) -> pa.Table:
+        """The rows of a table, in no particular order. An absent table is empty; files' missing columns are null.
+
+        `predicate` chooses rows: by a mapping only the files that may hold them are opened, by an expression all are.
+        """
+        snapshot = self.snapshot(name, predicate if isinstance(predicate, Mapping) else None)
+        columns = None if columns is None else list(columns)
+        if not snapshot.uris:
+            empty = snapshot.schema.empty_table()
+            return empty if columns is None else empty.select(columns)
+        rows = _matching(predicate) if isinstance(predicate, Mapping) else predicate
+        return snapshot.dataset().to_table(columns=columns, filter=rows)
+
+    def snapshot(self, name: str, predicate: Predicate | None = None) -> Snapshot:
+        """The files of a table as it is now; with a predicate, those that may hold such rows. Works without a table."""
+        delta = self.open(name)
+        schema = SCHEMAS[name]
+        if delta is None:
+            return Snapshot(name, None, schema, (), even=True, dataset=schema.empty_table)
+        schema = _with_columns_of(schema, delta)
+        names = sorted(_names(delta, predicate))
+        mark = f"part-{fingerprint(schema.names)}-"
+        return Snapshot(
+            name,
+            delta.version(),
+            schema,
+            tuple(f"{self.uri(name)}/{file}" for file in names),
+            even=all(file.startswith(mark) for file in names),
+            dataset=lambda: DataFiles(self.uri(name), delta).dataset(names, schema),
+        )
+
+    def open(self, name: str, version: int | None = None) -> DeltaTable | None:
+        """The Delta table itself; None when there is none. `UserError` when a power cut or an edit has broken it."""
+        try:
+            delta = DeltaTable(self.uri(name), version=version)
+        except TableNotFoundError:
+            return None
+        except DeltaError as error:
+            raise self._unreadable(name, error) from error
+        if self._local and version is None and Path(self._log_entry(name, delta.version())).stat().st_size == 0:
+            # Delta takes an empty entry for a commit that changed nothing: what it held is missing without a word.
+            raise UserError(f"the table {self.uri(name)} lost its latest commit in a crash: {_MEND}")
+        return delta
+
+    def _log_entry(self, name: str, version: int) -> str:
+        return f"{self.uri(name)}/_delta_log/{version:020}.json"
+
+    def _at(self, name: str, version: int | None) -> DeltaTable:
+        """The table at `version`, to be brought up to date from there."""
+        pinned = self._pinned.pop(name, None)
+        if pinned is not None and pinned.version() == version:
+            return pinned
+        return self.open(name, version) or self._create(name)
+
+    def _create(self, name: str) -> DeltaTable:
+        schema = SCHEMAS[name]
+        uri = self.uri(name)
+        description = description_of(schema)
+        if self._local:
+            durable.make_folder(uri)
+        try:
+            DeltaTable.create(
+                uri,
+                schema=schema,
+                name=name,
+                description=f"{description} Simulated: no real money." if self._mode == "simulated" else description,
+                configuration={
+                    "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
+                    "delta.dataSkippingStatsColumns": ",".join(c for c in STATISTICS_COLUMNS if c in schema.names),
+                    "delta.logRetentionDuration": "interval 7 days",
+                    **({_MODE: self._mode} if self._mode else {}),
+                },
+                raise_if_key_not_exists=False,  # ours is no key of Delta's
+                commit_properties=_ONCE,
+                post_commithook_properties=_NO_HOOKS,
+            )
+        except DeltaError:
+            # Another worker may have been faster.
+            if (delta := self.open(name)) is None:
+                raise
+            return delta
+        if self._local:
+            durable.sync(uri)
+        delta = DeltaTable(uri)
+        self._sync_log(name, 0)
+        return delta
+
+    def _check_mode(self, name: str, delta: DeltaTable) -> None:
+        found = delta.metadata().configuration.get(_MODE)
+        if self._mode and found and found != self._mode:
+            raise UserError(
+                f"the table {self.uri(name)} holds {found} rows, and this work is {self._mode}: "
+                "set NANOBANANA_OUTPUT to a folder of its own"
+            )
+
+    def _add_missing_columns(self, name: str, delta: DeltaTable) -> None:
+        """Give a table that an older version wrote the columns that came since."""
+        missing = _missing_columns(name, delta)
+        if not missing:
+            return
+        try:
+            delta.alter.add_columns(
+                DeltaSchema.from_arrow(pa.schema(missing)).fields,
+                commit_properties=_ONCE,
+                post_commithook_properties=_NO_HOOKS,
+            )
+        except DeltaError:
+            # Another worker may have added them at the same moment.
+            delta.update_incremental()
+            if _missing_columns(name, delta):
+                raise
+        else:
+            delta.update_incremental()
+            self._sync_log(name, delta.version())
+
+    def _change(
+        self,
+        name: str,
+        delta: DeltaTable,
+        data: pa.Table | pa.RecordBatchReader,
+        predicate: Predicate | None,
+        replaced: frozenset[str],
+    ) -> "_Change":
+        """Write the files of a replacement: the new rows, and the others' rows of files that can't go as a whole."""
+        files = DataFiles(self.uri(name), delta)
+        schema = SCHEMAS[name].remove_metadata()
+        adds = files.write(_conformed(name, data), schema)
+        removes: list[str] = []
+        for file in sorted(replaced):
+            rows = files.dataset([file], _with_columns_of(schema, delta))
+            meant = rows.count_rows(filter=_matching(predicate))
+            kept = rows.count_rows() - meant
+            if meant:
+                removes.append(file)
+            if meant and kept:
+                adds += files.write(rows.to_batches(filter=~_matching(predicate)), rows.schema)
+        return _Change(files, adds, removes)
+
+    def _refresh(self, name: str, delta: DeltaTable) -> None:
+        try:
+            delta.update_incremental()
+        except DeltaError as error:
+            raise self._unreadable(name, error) from error
+
+    def _unreadable(self, name: str, error: DeltaError) -> UserError:
+        first_line = str(error).partition("\n")[0]
+        return UserError(f"the table {self.uri(name)} can't be read ({first_line}): {_MEND}")
+
+    def _settle(self, name: str, version: int) -> int:
+        """Make the commit of `version` durable, and sum up the log now and then."""
+        self._sync_log(name, version)
+        if version % _CHECKPOINT_EVERY == 0:
+            self._checkpoint(name)
+        return version
+
+    def _sync_log(self, name: str, version: int) -> None:
+        if self._local:
+            durable.sync(self._log_entry(name, version))
+            durable.sync(f"{self.uri(name)}/_delta_log")
+
+    def _checkpoint(self, name: str) -> None:
+        """Sum up the log, so that opening the table stays cheap. The commit stands whether this works or not."""
+        try:
+            delta = DeltaTable(self.uri(name))
+            delta.create_checkpoint()
+            if self._local:
+                log = f"{self.uri(name)}/_delta_log"
+                for entry in Path(log).glob(f"{delta.version():020}.checkpoint*.parquet"):
+                    durable.sync(str(entry))
+                durable.sync(f"{log}/_last_checkpoint")
+                durable.sync(log)
+        except (DeltaError, OSError) as error:
+            _log.warning("no checkpoint of %s, which only makes it slower to open: %s", self.uri(name), error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What one commit does to a table's files. The new ones are on the disk already."""
+
+    files: DataFiles
+    adds: list[AddAction]
+    removes: list[str]
+    data_change: bool = True
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The new files."""
+        return frozenset(add.path for add in self.adds)
+
+    def discard(self) -> None:
+        """Delete the new files of a change that was certainly never committed."""
+        self.files.remove(self.paths)
+
+
+def _commit(delta: DeltaTable, change: _Change) -> bool:
+    """Commit `change` as the version after `delta`'s; False when someone else has taken that version."""
+    now = time.time_ns() // 1_000_000
+    removes = [RemoveAction(file, change.data_change, now) for file in change.removes]
+    try:
+        delta.create_write_transaction(
+            [*change.adds, *removes],
+            "append",
+            delta.schema(),
+            commit_properties=_ONCE,
+            post_commithook_properties=_NO_HOOKS,
+        )
+    except CommitFailedError:
+        seen = delta.version()
+        delta.update_incremental()
+        if delta.version() == seen:
+            raise  # not for another's commit, then
+        return False
+    return True
+
+
+def _names(delta: DeltaTable, predicate: Predicate | None) -> frozenset[str]:
+    """The names of the files that may hold rows that `predicate` means, by Delta's statistics.
+
+    Each has a unique name and never changes: two equal sets are the same rows.
+    """
+    conditions = [(column, "=", value) for column, value in (predicate or {}).items()]
+    uris = delta.file_uris(file_pruning_predicate=conditions or None)
+    return frozenset(uri.rpartition("/")[2] for uri in uris)
+
+
+def _matching(predicate: Predicate | None) -> pc.Expression:
+    """The rows that `predicate` means, as an expression that is never null."""
+    expression = pc.scalar(True)  # noqa: FBT003
+    for column, value in (predicate or {}).items():
+        expression &= pc.coalesce(pc.field(column) == value, pc.scalar(False))  # noqa: FBT003 # pyright: ignore[reportAttributeAccessIssue]
+    return expression
+
+
+def _missing_columns(name: str, delta: DeltaTable) -> list[pa.Field]:
+    present = {field.name for field in delta.schema().fields}
+    return [field for field in SCHEMAS[name] if field.name not in present]
+
+
+def _with_columns_of(schema: pa.Schema, delta: DeltaTable) -> pa.Schema:
+    """`schema` and behind it the columns that only the table has: a newer version of this program wrote it."""
+    for field in delta.schema().to_arrow():
+        if field.name not in schema.names:
+            schema = schema.append(pa.field(field))
+    return schema
+
+
+def _conformed(name: str, data: pa.Table | pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """`data` with exactly the columns and types of the table. Missing columns are null: null has no type of its own."""
+    schema = SCHEMAS[name].remove_metadata()
+    schema = pa.schema([field.remove_metadata() for field in schema])
+    unknown = set(data.schema.names) - set(schema.names)
+    if unknown:
+        raise ValueError(f"the table {name} has no column {', '.join(sorted(unknown))}")
+    batches = data.to_batches(max_chunksize=_BATCH_ROWS) if isinstance(data, pa.Table) else data
+    for batch in batches:
+        columns = [
+            batch.column(field.name).cast(field.type)
+            if field.name in batch.schema.names
+            else pa.nulls(batch.num_rows, field.type)
+            for field in schema
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
