@@ -4,8 +4,9 @@ Tables are derived and never added to: the version is pinned, then the ledger is
 that version. A writer that lost the race reads the ledger again, so the last rows written are never older than the first.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
+from itertools import islice
 from typing import Any, Final
 
 import orjson
@@ -20,6 +21,7 @@ from nanobanana_pipeline.storage.schemas import SCHEMAS
 from nanobanana_pipeline.storage.tables import Conflict
 
 _TRIES: Final = 20
+_BATCH_ROWS: Final = 10_000
 
 STATUS_OF: Final[dict[ItemState, str]] = {
     ItemState.PENDING: "pending",
@@ -34,8 +36,8 @@ STATUS_OF: Final[dict[ItemState, str]] = {
 Row = dict[str, Any]
 
 
-def publish_shard(workspace: Workspace, shard: str) -> dict[str, int]:
-    """Write a shard's rows of `attempts`, `images` and `results` as the ledger has them now; returns rows by table.
+def publish_shard(workspace: Workspace, shard: str) -> None:
+    """Write a shard's rows of `attempts`, `images` and `results` as the ledger has them now.
 
     `results` comes last: who sees an item there finds its images and attempts as well.
     """
@@ -49,37 +51,48 @@ def publish_shard(workspace: Workspace, shard: str) -> dict[str, int]:
         "images": lambda: (row for item in read()[0] for row in image_rows(item)),
         "results": lambda: map(result_row, read()[0]),
     }
-    return {name: _replace(workspace, name, {"shard": shard}, make) for name, make in makers.items()}
+    for name, make in makers.items():
+        replace_rows(workspace, name, {"shard": shard}, make)
 
 
-def publish_prompts(workspace: Workspace, catalogue: str) -> int:
-    """Write a catalogue's rows of `prompts` as the ledger has them now; returns how many."""
+def publish_prompts(workspace: Workspace, catalogue: str) -> None:
+    """Write a catalogue's rows of `prompts` as the ledger has them now."""
 
     def make() -> Iterable[Row]:
         with workspace.ledger.database.read() as connection:
             yield from map(prompt_row, statement.prompts(connection, catalogue))
 
-    return _replace(workspace, "prompts", {"catalogue": catalogue}, make)
+    replace_rows(workspace, "prompts", {"catalogue": catalogue}, make)
 
 
-def _replace(workspace: Workspace, name: str, where: dict[str, str], make: Callable[[], Iterable[Row]]) -> int:
+def replace_rows(
+    workspace: Workspace, name: str, where: dict[str, str], make: Callable[[], Iterable[Row]]
+) -> None:
+    """Replace a table's rows `where` the columns have these values by those that `make` reads, in one commit.
+
+    `make` is called again when another writer was there first. Rows pass through in batches: memory does not grow with them.
+    """
     for _ in range(_TRIES):
         version = workspace.tables.version(name)
-        table = to_table(name, make())
         try:
-            workspace.tables.replace(name, table, where, expected_version=version)
+            workspace.tables.replace(name, to_batches(name, make()), where, expected_version=version)
         except Conflict:
             continue
-        return table.num_rows
-    raise RuntimeError(f"table {name} kept changing under {_TRIES} tries to write {where}")
+        return
+    raise RuntimeError(f"table {name} kept changing under {_TRIES} tries to write {where or 'all of it'}")
 
 
-def to_table(name: str, rows: Iterable[Row]) -> pa.Table:
-    """Rows as a table of the schema's columns; a missing one is null."""
+def to_batches(name: str, rows: Iterable[Row]) -> pa.RecordBatchReader:
+    """Rows as a stream of record batches with the table's columns; a missing value is null."""
     schema = SCHEMAS[name]
-    listed = list(rows)
-    columns = [pa.array([row.get(field.name) for row in listed], type=field.type) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        remaining = iter(rows)
+        while chunk := list(islice(remaining, _BATCH_ROWS)):
+            columns = [pa.array([row.get(field.name) for row in chunk], type=field.type) for field in schema]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 def usd(micros: int | None) -> Decimal | None:
@@ -112,7 +125,7 @@ def result_row(entry: ItemStatement) -> Row:
         "response_modalities": _json(request.response_modalities),
         "status": STATUS_OF[ItemState(item.state)],
         "attempts": item.attempts,
-        "polls": entry.polls,
+        "polls": 0,
         "prompt_tokens": entry.prompt_tokens,
         "completion_tokens": entry.completion_tokens,
         "total_tokens": entry.total_tokens,
@@ -126,6 +139,7 @@ def result_row(entry: ItemStatement) -> Row:
     images = _images(entry)
     row |= {
         "task_id": attempt.task_id,
+        "polls": attempt.polls,
         "submitted_at": _instant(attempt.submitted_at),
         "completed_at": _instant(attempt.completed_at),
         "stored_at": _instant(attempt.stored_at),
@@ -173,7 +187,7 @@ def prompt_row(row: Any) -> Row:
         "prompt": request.prompt,
         "image_urls": _json(request.image_urls),
         "aspect_ratio": request.aspect_ratio,
-        "resolution": request.resolution,
+        "resolution": row.resolution,
         "response_modalities": _json(request.response_modalities),
         "model": request.model,
         "campaign": row.campaign,
