@@ -1,7 +1,7 @@
 """HTTP faces of the provider: its API origin, its images' origin, and the control of both for tests.
 
-Submits, polls and pictures are answered by plain ASGI, as they are what a benchmark waits for; the rest is Starlette. No
-decision about a task is made here.
+Submits, polls and pictures are answered by plain ASGI, as they are what a benchmark waits for; the rest is Starlette.
+No decision about a task is made here.
 """
 
 import asyncio
@@ -21,9 +21,10 @@ from nanobanana_pipeline.simulator.faults import FaultScript, parse_rules
 from nanobanana_pipeline.simulator.images import ImageOrigin
 from nanobanana_pipeline.simulator.provider import Caller, Provider
 from nanobanana_pipeline.simulator.replies import Reply, error_detail
-from nanobanana_pipeline.simulator.requests import MAX_BODY_BYTES
+from nanobanana_pipeline.simulator.validation import MAX_BODY_BYTES
 
 TRANSPORT = "nanobanana_pipeline.transport"
+_TELLING_KEY_CHARS = 8  # a shorter key may well be part of an innocent word
 _ENDLESS_CHUNK = b"\x89PNG\r\n\x1a\n" + bytes(65_528)
 
 Headers = list[tuple[bytes, bytes]]
@@ -41,13 +42,15 @@ class ApiOrigin:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         path: str = scope["path"]
+        stats = self._provider.stats
         if path == self._submit_path and scope["method"] == "POST":
-            body = await _body(receive)
-            reply = self._provider.submit(_caller(scope["headers"]), body)
-            await deliver(self._provider, "submit", reply, scope, receive, send)
+            with stats.open_request("submit"):
+                reply = self._provider.submit(_caller(scope["headers"]), await _body(receive))
+                await _deliver(self._provider, reply, scope, receive, send)
         elif path.startswith(self._task_prefix) and scope["method"] == "GET":
-            reply = self._provider.poll(_caller(scope["headers"]), path[len(self._task_prefix) :])
-            await deliver(self._provider, "poll", reply, scope, receive, send)
+            with stats.open_request("poll"):
+                reply = self._provider.poll(_caller(scope["headers"]), path[len(self._task_prefix) :])
+                await _deliver(self._provider, reply, scope, receive, send)
         else:
             await self._rest(scope, receive, send)
 
@@ -65,12 +68,13 @@ class PictureOrigin:
         query: str = scope["query_string"].decode("latin-1")
         if _holds_token(scope, self._provider.options.api_key):
             self._provider.note_token_leak("images", path)
-        if scope["method"] in ("GET", "HEAD"):
-            reply = await self._images.answer(path, query)
-        else:
-            reply = error_detail(405, "method not allowed")
-        self._provider.stats.image_bytes += len(reply.body)
-        await deliver(self._provider, "image", reply, scope, receive, send)
+        with self._provider.stats.open_request("image"):
+            if scope["method"] in ("GET", "HEAD"):
+                reply = await self._images.answer(path, query)
+            else:
+                reply = error_detail(405, "method not allowed")
+            self._provider.stats.image_bytes += len(reply.body)
+            await _deliver(self._provider, reply, scope, receive, send)
 
 
 def build_apps(provider: Provider, images: ImageOrigin) -> tuple[ASGIApp, ASGIApp]:
@@ -119,7 +123,7 @@ class Control:
         return JSONResponse(self._provider.stats.as_json())
 
     async def faults(self, request: Request) -> Response:
-        """`GET` or `POST /simulator/faults`: the rules in force; a posted script (JSON, or TOML by type) replaces them."""
+        """`GET /simulator/faults`: the rules in force; a posted script (JSON, or TOML by type) replaces them."""
         if request.method == "POST":
             toml = "toml" in request.headers.get("content-type", "")
             try:
@@ -146,7 +150,7 @@ class Control:
         return _enveloped({"models": listed, "total": 1, "page": 1, "page_size": 20, "total_pages": 1})
 
     async def model_spec(self, request: Request) -> Response:
-        """`GET /api/v1/skill/models/{model}/spec`: parameters and endpoint, as the provider's command line reads them."""
+        """`GET /api/v1/skill/models/{model}/spec`: parameters and endpoint, for the same command line."""
         spec = self._provider.spec
         if request.path_params["model"] != spec.name:
             return _enveloped(None, 404, "model not found")
@@ -172,6 +176,8 @@ class Control:
 
     async def unknown(self, request: Request) -> Response:
         """Any other path; a token has no business there."""
+        if request.url.path.startswith(self._provider.spec.api.submit_path):
+            return JSONResponse({"detail": "method not allowed"}, 405)
         if _holds_token(request.scope, self._provider.options.api_key):
             self._provider.note_token_leak("api", request.url.path)
         return JSONResponse({"detail": "not found"}, 404)
@@ -196,10 +202,13 @@ _CALLER_HEADERS = frozenset((b"authorization", b"idempotency-key", b"x-request-i
 
 def _holds_token(scope: Scope, key: str) -> bool:
     """Whether the request has an Authorization header, or the key anywhere in its headers or address."""
-    secret = key.encode()
     headers: Headers = scope["headers"]
-    address = unquote(f"{scope['path']}?{scope['query_string'].decode('latin-1')}").encode()
-    return secret in address or any(name == b"authorization" or secret in value for name, value in headers)
+    if any(name == b"authorization" for name, _value in headers):
+        return True
+    if len(key) < _TELLING_KEY_CHARS:
+        return False
+    address = unquote(f"{scope['path']}?{scope['query_string'].decode('latin-1')}")
+    return key in address or any(key.encode() in value for _name, value in headers)
 
 
 async def _body(receive: Receive) -> bytes:
@@ -211,22 +220,15 @@ async def _body(receive: Receive) -> bytes:
     return body
 
 
-async def deliver(provider: Provider, kind: str, reply: Reply, scope: Scope, receive: Receive, send: Send) -> None:
+async def _deliver(provider: Provider, reply: Reply, scope: Scope, receive: Receive, send: Send) -> None:
     """Send a reply in the way it asks for, and count it."""
-    stats = provider.stats
-    stats.requests[kind] += 1
-    stats.open_requests += 1
-    stats.max_open_requests = max(stats.max_open_requests, stats.open_requests)
-    try:
-        if reply.delay_s:
-            await provider.clock.sleep(reply.delay_s)
-        if reply.delivery == "cut_before":
-            await _hang_up(scope, receive)
-            return
-        stats.answers[reply.status] += 1
-        await _send(reply, scope, receive, send)
-    finally:
-        stats.open_requests -= 1
+    if reply.delay_s:
+        await provider.clock.sleep(reply.delay_s)
+    if reply.delivery == "cut_before":
+        await _hang_up(scope, receive)
+        return
+    provider.stats.answers[reply.status] += 1
+    await _send(reply, scope, receive, send)
 
 
 async def _send(reply: Reply, scope: Scope, receive: Receive, send: Send) -> None:

@@ -43,7 +43,7 @@ class TokenUse:
 
 
 def price(spec: ModelSpec, *, resolution: str, images: int, use: TokenUse, day: date) -> Decimal:
-    """US dollars for one task: images at their tier, text and prompt by the token; rounded once, half up, to 0.000001."""
+    """US dollars for one task: images by tier, text and prompt by the token; rounded once, half up, to 0.000001."""
     prices = spec.price_at(day)
     exact = (
         images * prices.image_per_resolution[resolution]

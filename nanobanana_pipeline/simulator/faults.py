@@ -1,7 +1,7 @@
 """Everything that can go wrong at a provider, as data: the faults by name, and scripts that say when they strike.
 
-What a fault does to an answer is in `submits`, `outcomes`, `polls` and `images`; which faults exist, what they can be told
-and whether the task is billed is here.
+What a fault does to an answer is in `submits`, `outcomes`, `polls` and `images`; which faults exist, what they can be
+told and whether the task is billed is here.
 
 A script is TOML or JSON: a list of rules (in TOML, `[[rules]]`; in JSON the list itself or `{"rules": [...]}`). A rule
 names a `fault`, may give its parameters, and strikes when all that it says about the prompt holds:
@@ -46,13 +46,13 @@ Of several rules of one stage, the first that holds strikes; at the task stage, 
 | task | stuck | | the task never ends | no |
 | task | failed | shape, code, message | the task fails | no |
 | task | failed_billed | shape, code, message | the task fails, and is billed as one image | yes |
-| task | no_output | how (absent) | completed with no picture: output absent, empty or empty_content | yes, as one image |
+| task | no_output | how (absent) | completed, output absent, empty or empty_content | yes, as one image |
 | task | text_only | text | completed with words alone | yes, as one image |
 | task | several_images | images (2) | more than one picture | yes, each |
 | task | with_text | field (text), text | words beside the picture, in the field text, content or message | yes |
 | task | usage_absent | | completed without usage | yes, flat |
 | task | usage_odd | style (strings) | usage as strings, null, empty or input_output names | yes; null, empty: flat |
-| task | usage_cost | style (string), cost | usage is the provider's own cost: string, number, empty or null | cost; empty, null: flat |
+| task | usage_cost | style (string), cost | usage is a cost: string, number, empty or null | cost; empty, null: flat |
 | task | flat_output | | output is a flat list of entries | yes |
 | task | status_done | word (done) | another word for completed | yes |
 | poll | poll_truncated | | half of the JSON, well framed | yes |

@@ -88,5 +88,6 @@ def _instead(fault: str | None, params: Params, order: PictureOrder) -> Callable
 
 
 def _access_denied() -> Reply:
-    body = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>'
-    return Reply(403, body, b"application/xml")
+    return Reply(
+        403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>", b"application/xml"
+    )

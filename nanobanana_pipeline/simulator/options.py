@@ -72,7 +72,10 @@ def read_arguments(arguments: Sequence[str] | None = None) -> SimulatorOptions:
     add("--picture-bytes", type=_positive, metavar="N", help="pad pictures to N bytes (they become JPEG)")
     add("--cached-picture", action="store_true", help="one picture a size for all tasks: for benchmarks")
     add("--watch-stdin", action="store_true", help="end when standard input closes, as when the parent process dies")
-    return SimulatorOptions(**vars(parser.parse_args(arguments)))
+    options = SimulatorOptions(**vars(parser.parse_args(arguments)))
+    if not options.api_key:
+        parser.error("the API key is empty")
+    return options
 
 
 def _port(text: str) -> int:

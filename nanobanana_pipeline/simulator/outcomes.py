@@ -1,7 +1,7 @@
 """How a task ends: its status, output, usage and cost, decided from the request and the faults that struck it.
 
-A pure function of what the book keeps of the task, so that a simulator that starts again tells the same story. No HTTP and
-no clock here.
+A pure function of what the book keeps of the task, so that a simulator that starts again tells the same story. No HTTP
+and no clock here.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from nanobanana_pipeline.model_specs.spec import ModelSpec
 from nanobanana_pipeline.simulator.billing import TokenUse, as_money, price
 from nanobanana_pipeline.simulator.draws import fraction, integer
 from nanobanana_pipeline.simulator.faults import Params, Strike
-from nanobanana_pipeline.simulator.requests import GenerationRequest
+from nanobanana_pipeline.simulator.validation import GenerationRequest
 
 _SHARE_WITH_TEXT = 0.1
 _CHARS_PER_TOKEN = 4
@@ -78,7 +78,7 @@ def _good_outcome(request: GenerationRequest, spec: ModelSpec, chance: str) -> O
 
 
 def _with_usage(outcome: Outcome, request: GenerationRequest, spec: ModelSpec, chance: str, day: date) -> Outcome:
-    """Count the tokens. A task that was to draw is billed for one image even if none came: the case users complain of."""
+    """Count the tokens. A task that was to draw is billed for one image even if none came, as users complain of."""
     draws = spec.options.image_modality in request.response_modalities
     billed_images = max(outcome.images, 1 if draws else 0)
     written = sum(len(str(text)) for text in outcome.texts)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -25,8 +26,8 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 class SimulatorProcess:
     """A simulator in a process of its own; `with` starts and stops it.
 
-    It ends with its parent, however that ends: it watches a pipe that only the parent holds. `start` after `stop` or `kill`
-    comes back on the same ports with the same book, as a provider does after a crash.
+    It ends with its parent, however that ends: it watches a pipe that only the parent holds. `start` after `stop` or
+    `kill` comes back on the same ports with the same book, as a provider does after a crash.
     """
 
     def __init__(self, *, api_key: str = DEFAULT_KEY, port: int = 0, **options: Any) -> None:

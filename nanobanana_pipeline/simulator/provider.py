@@ -1,11 +1,13 @@
 """The provider itself: it takes submits, keeps tasks, answers polls, and writes its book.
 
-Requests and answers are plain values here; sockets and ASGI are in `app`. Everything happens on the event loop's thread and
-without waiting, so each method is one indivisible step.
+Requests and answers are plain values here; sockets and ASGI are in `app`. Everything happens on the event loop's thread
+and without waiting, so each method is one indivisible step.
 """
 
+import contextlib
 import hmac
 from collections import Counter, deque
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import count
@@ -29,16 +31,16 @@ from nanobanana_pipeline.simulator.replies import (
     json_reply,
     rate_limited,
 )
-from nanobanana_pipeline.simulator.requests import GenerationRequest, RefusedRequest, read_request
-from nanobanana_pipeline.simulator.submits import REFUSALS, SPOILINGS
+from nanobanana_pipeline.simulator.submits import REFUSALS, SPOILINGS, Asked
 from nanobanana_pipeline.simulator.tasks import Task, new_task_id, tasks_in
+from nanobanana_pipeline.simulator.validation import GenerationRequest, RefusedRequestError, read_request
 
 _DEFAULT_RATIO = "1:1"
 
 
 @dataclass(slots=True)
 class Stats:
-    """What the simulator counts. `events` and `cost_usd` go with the book, restarts included; the rest is since start."""
+    """What the simulator counts: `events` and `cost_usd` over the whole book, the rest since it started."""
 
     requests: Counter[str] = field(default_factory=Counter)
     answers: Counter[int] = field(default_factory=Counter)
@@ -49,6 +51,17 @@ class Stats:
     open_requests: int = 0
     max_open_requests: int = 0
     image_bytes: int = 0
+
+    @contextlib.contextmanager
+    def open_request(self, kind: str) -> Generator[None, None, None]:
+        """Count a request while it lasts."""
+        self.requests[kind] += 1
+        self.open_requests += 1
+        self.max_open_requests = max(self.max_open_requests, self.open_requests)
+        try:
+            yield
+        finally:
+            self.open_requests -= 1
 
     def as_json(self) -> dict[str, Any]:
         """As the control endpoint shows it."""
@@ -97,7 +110,7 @@ class Provider:
         self.tasks: dict[str, Task] = {}
         self._authorization = f"Bearer {options.api_key}".encode()
         self._key = key_fingerprint(options.api_key)
-        self._variants: Counter[str] = Counter()
+        self._times_asked: Counter[str] = Counter()
         self._recent_submits: deque[float] = deque()
         self._request_numbers = count(1)
         rows = book.rows()
@@ -114,13 +127,11 @@ class Provider:
             return self._refuse(error_text(401, "invalid api key"), None, caller)
         try:
             request = read_request(body, self.spec)
-        except RefusedRequest as refusal:
+        except RefusedRequestError as refusal:
             return self._refuse(error_object(refusal.status, refusal.message, request_id), None, caller)
         strike = self.faults.strike("submit", request.prompt)
-        if strike is not None and self._makes_no_task(strike):
-            reply = REFUSALS[strike.fault](strike.params, request_id) if strike.fault in REFUSALS else None
-            spoiled = reply or SPOILINGS[strike.fault](Reply(), strike.params)
-            return self._refuse(self._redirected(spoiled), request, caller, strike)
+        if strike is not None and (strike.fault in REFUSALS or strike.params.get("accepted") is False):
+            return self._refuse(self._refusal(strike, request_id), request, caller, strike)
         limited = self._limited()
         if limited is not None:
             return self._refuse(limited, request, caller)
@@ -132,14 +143,11 @@ class Provider:
             authorization.encode("utf-8", "surrogateescape"), self._authorization
         )
 
-    def _makes_no_task(self, strike: Strike) -> bool:
-        return strike.fault in REFUSALS or strike.params.get("accepted") is False
-
-    def _redirected(self, reply: Reply) -> Reply:
-        if not 300 <= reply.status < 400:
-            return reply
-        location = self.images_origin + self.spec.api.submit_path
-        return Reply(status=reply.status, headers=((b"location", location.encode()),))
+    def _refusal(self, strike: Strike, request_id: str) -> Reply:
+        if strike.fault in REFUSALS:
+            asked = Asked(request_id, self.images_origin + self.spec.api.submit_path)
+            return REFUSALS[strike.fault](strike.params, asked)
+        return SPOILINGS[strike.fault](Reply(), strike.params)
 
     def _limited(self) -> Reply | None:
         if self.options.max_in_flight is not None and self.stats.in_flight >= self.options.max_in_flight:
@@ -176,21 +184,22 @@ class Provider:
         strikes = struck + self.faults.strikes("task", request.prompt)
         fingerprint = request.fingerprint
         latency = self._latency(request, strikes)
-        # The book holds milliseconds, and a restarted simulator must find the very same times in it.
-        created = round(self.clock.now(), 3)
+        # The book holds milliseconds, and a restarted simulator must find the very same times in it; not rounded up, as
+        # what ends at once would then be due in the future.
+        created = int(self.clock.now() * 1000) / 1000
         task = Task(
             id=new_task_id(),
             request=request,
             fingerprint=fingerprint,
-            variant=self._variants[fingerprint],
+            chance=f"{self.options.seed}/{fingerprint}/{self._times_asked[fingerprint]}",
             created=created,
             due=float("inf") if latency is None else created + latency,
             strikes=strikes,
             idempotency_key=caller.idempotency_key,
         )
-        delivery = "ok" if strike is None else strike.fault
-        self._write(self._accepted_row(task, latency, delivery))
-        self._variants[fingerprint] += 1
+        answer = "sent" if strike is None else strike.fault
+        self._write(self._accepted_row(task, latency, answer))
+        self._times_asked[fingerprint] += 1
         self._admit(task)
         self.clock.settle()
         reply = self._view(task) if task.outcome is not None else json_reply(self._head(task, "in_progress"))
@@ -226,7 +235,7 @@ class Provider:
                 "response_modalities": request.response_modalities,
             },
             "fingerprint": task.fingerprint,
-            "variant": task.variant,
+            "chance": task.chance,
             "latency_s": latency,
             "answer": answer,
             "faults": [strike.as_row() for strike in task.strikes],
@@ -268,10 +277,7 @@ class Provider:
         self.stats.in_flight -= 1
 
     def _outcome(self, task: Task) -> Outcome:
-        return decide(task.request, task.strikes, self.spec, chance=self._chance(task), day=task.day)
-
-    def _chance(self, task: Task) -> str:
-        return f"{self.options.seed}/{task.fingerprint}/{task.variant}"
+        return decide(task.request, task.strikes, self.spec, chance=task.chance, day=task.day)
 
     # --- poll ---
 
@@ -351,13 +357,13 @@ class Provider:
         if self.options.cached_picture:
             chance, caption = "cached", f"{width} x {height}"
         else:
-            chance, caption = f"{self._chance(task)}/{number}", task.request.prompt
+            chance, caption = f"{task.chance}/{number}", task.request.prompt
         return PictureOrder(chance, caption, width, height, self._format(task), self.options.picture_bytes)
 
     def _format(self, task: Task) -> Format:
         if self.options.picture_bytes is not None or self.options.cached_picture:
             return "JPEG"
-        return choose_format(self._chance(task), *self._size(task.request))
+        return choose_format(task.chance, *self._size(task.request))
 
     def _size(self, request: GenerationRequest) -> tuple[int, int]:
         size = self.spec.expected_size(request.aspect_ratio or _DEFAULT_RATIO, request.resolution)
@@ -384,7 +390,7 @@ class Provider:
         for row in rows:
             self._count(row)
         for task, ended in tasks_in(rows).values():
-            self._variants[task.fingerprint] = max(self._variants[task.fingerprint], task.variant + 1)
+            self._times_asked[task.fingerprint] += 1
             if ended:
                 self.tasks[task.id] = task
                 task.outcome = self._outcome(task)

@@ -1,6 +1,7 @@
 """An answer before it is sent: what it says, and how its delivery goes wrong.
 
-Only the shapes of answers that any part of the provider can give are here; what each request deserves is decided elsewhere.
+Only the shapes of answers that any part of the provider can give are here; what a request deserves is decided
+elsewhere.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ Delivery = Literal["whole", "cut_before", "cut_within", "endless"]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP answer. `delay_s` is in simulated seconds, before the body; `cut_within` drops the connection half-way."""
+    """An HTTP answer, sent after `delay_s` simulated seconds; `cut_within` drops the connection half-way."""
 
     status: int = 200
     body: bytes = b""

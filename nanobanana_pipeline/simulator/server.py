@@ -6,18 +6,19 @@ Prints one line of JSON on standard output when it is ready: base_url, images_ur
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
+import traceback
 from collections.abc import Generator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nanobanana_pipeline.errors import UserError
@@ -29,8 +30,6 @@ from nanobanana_pipeline.simulator.images import ImageOrigin
 from nanobanana_pipeline.simulator.options import KEY_FROM_STDIN, SimulatorOptions, read_arguments
 from nanobanana_pipeline.simulator.pictures import Studio
 from nanobanana_pipeline.simulator.provider import Provider
-
-_log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +64,9 @@ async def _serve(options: SimulatorOptions, faults: FaultScript, api: socket.soc
     book = Book((options.book or Path("book.jsonl")).absolute(), fsync=options.fsync)
     studio = Studio()
     with contextlib.closing(book), contextlib.closing(studio):
-        provider = Provider(options, load_spec(), book, _origin(options.host, images))
+        spec = load_spec()
+        spec.price_at(datetime.now(UTC).date())  # without a price nothing could be billed: say so at once
+        provider = Provider(options, spec, book, _origin(options.host, images))
         provider.faults = faults
         servers = [_Server(app) for app in build_apps(provider, ImageOrigin(provider, studio))]
         _end_on_signals(servers)
@@ -92,11 +93,24 @@ class _Protocol(HttpToolsProtocol):
         self.scope[TRANSPORT] = self.transport  # pyright: ignore[reportGeneralTypeIssues]
 
 
+def _with_tracebacks(app: ASGIApp) -> ASGIApp:
+    """Show what escapes an application; uvicorn's own log would also show every connection that a fault cuts."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except Exception:
+            traceback.print_exc()
+            raise
+
+    return guarded
+
+
 class _Server(uvicorn.Server):
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                _with_tracebacks(app),
                 http=_Protocol,
                 ws="none",
                 lifespan="off",

@@ -1,6 +1,5 @@
 """The provider's tasks: what is kept of each, and how the book brings them back after a restart."""
 
-import base64
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,17 +9,20 @@ from typing import Any
 from nanobanana_pipeline.simulator.billing import Row, as_seconds
 from nanobanana_pipeline.simulator.faults import Strike, strike_from_row
 from nanobanana_pipeline.simulator.outcomes import Outcome
-from nanobanana_pipeline.simulator.requests import GenerationRequest
+from nanobanana_pipeline.simulator.validation import GenerationRequest
 
 
 @dataclass(slots=True)
 class Task:
-    """One task. Times are simulated seconds since the epoch; `due` is infinite for a task that never ends."""
+    """One task. Times are simulated seconds since the epoch; `due` is infinite for a task that never ends.
+
+    `chance` is what its random traits are drawn from. It is in the book, so they outlive a change of the seed.
+    """
 
     id: str
     request: GenerationRequest
     fingerprint: str
-    variant: int
+    chance: str
     created: float
     due: float
     strikes: tuple[Strike, ...]
@@ -42,7 +44,7 @@ class Task:
 
 def new_task_id() -> str:
     """Twenty lower-case characters in the manner of the provider's ids."""
-    return "d" + base64.b32hexencode(os.urandom(12)).decode().lower()[:19]
+    return "d" + os.urandom(10).hex()[1:]
 
 
 def task_from_row(row: Row) -> Task:
@@ -61,7 +63,7 @@ def task_from_row(row: Row) -> Task:
             response_modalities=tuple(request["response_modalities"]),
         ),
         fingerprint=row["fingerprint"],
-        variant=row["variant"],
+        chance=row["chance"],
         created=created,
         due=float("inf") if latency is None else created + latency,
         strikes=tuple(strike_from_row(strike) for strike in row["faults"]),

@@ -1,4 +1,4 @@
-"""What the provider makes of a submit's body: the checks it does before it accepts a task.
+"""What the provider makes of a submit's body: the checks that come before it accepts a task.
 
 Written against the wire's description alone, apart from the client's own validation and serialisation: if both shared a
 mistake, no test could see it.
@@ -16,7 +16,7 @@ from nanobanana_pipeline.model_specs.spec import ModelSpec
 MAX_BODY_BYTES = 1_000_000
 
 
-class RefusedRequest(Exception):
+class RefusedRequestError(Exception):
     """A submit that the provider turns down: HTTP status and message for the answer."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -51,19 +51,19 @@ class GenerationRequest:
 
 
 def read_request(body: bytes, spec: ModelSpec) -> GenerationRequest:
-    """The request in a submit's body. Raises `RefusedRequest` saying what is wrong; unknown fields are ignored."""
+    """The request in a submit's body. Raises `RefusedRequestError` saying what is wrong; unknown fields are ignored."""
     if len(body) > MAX_BODY_BYTES:
-        raise RefusedRequest(413, "request body too large")
+        raise RefusedRequestError(413, "request body too large")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise RefusedRequest(400, "request body is not valid JSON") from error
+        raise RefusedRequestError(400, "request body is not valid JSON") from error
     fields = _object(document, "the request body")
     model = fields.get("model")
     if not isinstance(model, str) or not model:
-        raise RefusedRequest(400, "model is required")
+        raise RefusedRequestError(400, "model is required")
     if model != spec.name:
-        raise RefusedRequest(404, f"model {model!r} not found")
+        raise RefusedRequestError(404, f"model {model!r} not found")
     params = _params(fields.get("input"))
     return GenerationRequest(
         model=model,
@@ -77,23 +77,23 @@ def read_request(body: bytes, spec: ModelSpec) -> GenerationRequest:
 
 def _object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise RefusedRequest(400, f"{name} must be an object")
+        raise RefusedRequestError(400, f"{name} must be an object")
     return cast("dict[str, Any]", value)
 
 
 def _params(blocks: Any) -> dict[str, Any]:
     if not isinstance(blocks, list) or len(cast("list[Any]", blocks)) != 1:
-        raise RefusedRequest(400, "input must be a list of one object")
+        raise RefusedRequestError(400, "input must be a list of one object")
     return _object(_object(blocks[0], "input[0]").get("params"), "input[0].params")
 
 
 def _prompt(params: dict[str, Any], spec: ModelSpec) -> str:
     prompt = params.get("prompt")
     if not isinstance(prompt, str):
-        raise RefusedRequest(400, "prompt is required and must be a string")
+        raise RefusedRequestError(400, "prompt is required and must be a string")
     shortest, longest = spec.limits.prompt_min_chars, spec.limits.prompt_max_chars
     if not shortest <= len(prompt) <= longest:
-        raise RefusedRequest(400, f"prompt must have {shortest} to {longest} characters, not {len(prompt)}")
+        raise RefusedRequestError(400, f"prompt must have {shortest} to {longest} characters, not {len(prompt)}")
     return prompt
 
 
@@ -102,15 +102,15 @@ def _image_urls(params: dict[str, Any], spec: ModelSpec) -> tuple[str, ...]:
         return ()
     urls = params["image_urls"]
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in cast("list[Any]", urls)):
-        raise RefusedRequest(400, "image_urls must be a list of strings")
+        raise RefusedRequestError(400, "image_urls must be a list of strings")
     texts = tuple(cast("list[str]", urls))
     if len(texts) > spec.limits.image_urls_max:
-        raise RefusedRequest(
+        raise RefusedRequestError(
             400, f"image_urls must have at most {spec.limits.image_urls_max} entries, not {len(texts)}"
         )
     for text in texts:
         if not _is_web_address(text, spec):
-            raise RefusedRequest(400, f"image_urls has an entry that is not a usable URL: {text[:100]!r}")
+            raise RefusedRequestError(400, f"image_urls has an entry that is not a usable URL: {text[:100]!r}")
     return texts
 
 
@@ -129,7 +129,7 @@ def _choice(params: dict[str, Any], name: str, allowed: tuple[str, ...]) -> str 
         return None
     value = params[name]
     if value not in allowed:
-        raise RefusedRequest(400, f"{name} must be one of {', '.join(allowed)}")
+        raise RefusedRequestError(400, f"{name} must be one of {', '.join(allowed)}")
     return cast("str", value)
 
 
@@ -140,5 +140,5 @@ def _modalities(params: dict[str, Any], spec: ModelSpec) -> tuple[str, ...]:
     given = params["response_modalities"]
     values = cast("list[Any]", given) if isinstance(given, list) else [given]
     if not values or any(value not in spec.response_modalities for value in values):
-        raise RefusedRequest(400, f"response_modalities must be among {', '.join(spec.response_modalities)}")
+        raise RefusedRequestError(400, f"response_modalities must be among {', '.join(spec.response_modalities)}")
     return tuple(dict.fromkeys(cast("list[str]", values)))
