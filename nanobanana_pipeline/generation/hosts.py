@@ -45,7 +45,9 @@ class HostRules:
     def objection(self, url: httpx.URL) -> str | None:
         """Why the URL's host may not be asked, or None when it may. Names are resolved only when connecting."""
         host = _plain(url.raw_host.decode("ascii", "replace"))
-        if self.allowed and not any(_covers(rule, host) for rule in self.allowed):
+        # A rule may be written in letters or in the punycode that is sent.
+        spellings = (host, _plain(url.host))
+        if self.allowed and not any(_covers(rule, spelling) for rule in self.allowed for spelling in spellings):
             return f"the host {host} is not among NANOBANANA_IMAGE_HOSTS"
         if not self.private_ok and _is_address(host) and not is_public(host):
             return f"{host} is a private address"

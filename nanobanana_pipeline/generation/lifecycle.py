@@ -355,7 +355,7 @@ class Lifecycle:
             **facts,
             polls=attempt.polls,
             completed_at=self._now_ms(),
-            metadata=_metadata(task),
+            metadata=_json(task.metadata),
             error_kind=kind,
             error_code=code,
             error_message=message,
@@ -383,7 +383,7 @@ class Lifecycle:
             **facts,
             polls=attempt.polls,
             completed_at=self._now_ms(),
-            metadata=_metadata(task),
+            metadata=_json(task.metadata),
             text=task.text,
             urls=_json(list(urls)),
             error_kind=None,
@@ -488,12 +488,6 @@ def _usage_facts(usage: Usage | None) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     }
-
-
-def _metadata(task: Task) -> str | None:
-    """The provider's metadata and usage as they came, for whoever has a question that no column answers."""
-    parts = {"metadata": task.metadata, "usage": task.raw_usage}
-    return _json({name: value for name, value in parts.items() if value})
 
 
 def _json(value: Any) -> str | None:

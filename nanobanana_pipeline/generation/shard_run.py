@@ -53,12 +53,11 @@ class RunOptions:
 
 @dataclass(slots=True)
 class ShardReport:
-    """What a run did, how the shard stands now, and how many rows its tables have."""
+    """What a run did, and how the shard stands now."""
 
     shard: str
     tally: Tally
     states: dict[ItemState, int] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
     duration_s: float = 0.0
     interrupted: bool = False
     failure: BaseException | None = None
@@ -95,7 +94,7 @@ def generate_shard(
             report.failure = error
         finally:
             lease.release()
-            report.rows = publish_shard(workspace, shard)
+            publish_shard(workspace, shard)
             report.states = _states(workspace, shard)
             report.duration_s = time.monotonic() - began
     if on_report is not None:

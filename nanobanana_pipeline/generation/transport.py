@@ -10,6 +10,7 @@ It builds on httpx-aiohttp's transport and replaces how that sends, for what was
 - bodies come in pieces of 16 KB, which costs more than the rest of a download.
 """
 
+import os
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Generator
@@ -212,4 +213,5 @@ def _why_not_connected(error: aiohttp.ClientConnectorError) -> str:
     cause = error.os_error
     if isinstance(cause, ssl.SSLError):
         return f"TLS failed: {cause.reason or type(cause).__name__}"
-    return (cause.strerror or type(cause).__name__).lower()
+    # Not the error's own text: the event loop puts the address into it.
+    return (os.strerror(cause.errno) if cause.errno else type(cause).__name__).lower()

@@ -113,7 +113,7 @@ class Ledger:
         *,
         default_resolution: str,
         shard_size: int,
-        fingerprint: str | None,
+        fingerprint: Callable[[], str | None],
     ) -> registration.Registration:
         """Enter a catalogue; see `registration.register`."""
         return registration.register(

@@ -5,7 +5,7 @@ The catalogue is taken in batches, each in a transaction of its own, so that run
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,12 +65,12 @@ def register(
     *,
     default_resolution: str,
     shard_size: int,
-    fingerprint: str | None,
+    fingerprint: Callable[[], str | None],
 ) -> Registration:
     """Enter a catalogue's prompts, batch by batch, and mark as inactive what it no longer has.
 
-    `fingerprint` None means that not all of it could be read: then nothing is taken for removed, and the next run reads
-    it again.
+    `fingerprint` is asked after the last batch. None means that not all of the catalogue could be read: then nothing is
+    taken for removed, and the next run reads it again.
     """
     report = Registration(catalogue)
     with _one_at_a_time(database, catalogue), database.engine.connect() as connection:
@@ -87,10 +87,11 @@ def register(
             if batch:
                 with writing.begin():
                     _register_batch(database, writing, batch, report, default_resolution, shard_size)
+        read_in_full = fingerprint()
         with writing.begin():
-            if fingerprint is not None:
+            if read_in_full is not None:
                 _deactivate_unseen(writing, report)
-            _finish(database, writing, report, fingerprint)
+            _finish(database, writing, report, read_in_full)
             writing.exec_driver_sql("DROP TABLE seen_items")
     return report
 

@@ -3,7 +3,7 @@
 Only reading. Money stays in integer micro-dollars and times in milliseconds; `publishing` gives them their table types.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,11 @@ class ItemStatement:
 
     item: Row[Any]
     attempt: Row[Any] | None
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
     cost_micros: int
     at_risk_micros: int
-    polls: int
 
 
 def shard_statement(connection: Connection, shard: str) -> tuple[list[ItemStatement], list[Row[Any]]]:
@@ -60,7 +59,7 @@ def prompts(connection: Connection, catalogue: str) -> Iterator[Row[Any]]:
         .scalar_subquery()
     )
     query = (
-        sa.select(_items, samples.label("samples"), _requests.c.body)
+        sa.select(_items, samples.label("samples"), _requests.c.body, _requests.c.resolution)
         .join(_requests, _requests.c.request_hash == _items.c.request_hash)
         .where(_items.c.catalogue == catalogue, _items.c.sample == 1)
         .order_by(_items.c.position)
@@ -113,13 +112,18 @@ def _statement(item: Row[Any], attempts: list[Row[Any]]) -> ItemStatement:
     return ItemStatement(
         item=item,
         attempt=_speaks_for(item, attempts),
-        prompt_tokens=sum(attempt.prompt_tokens or 0 for attempt in attempts),
-        completion_tokens=sum(attempt.completion_tokens or 0 for attempt in attempts),
-        total_tokens=sum(attempt.total_tokens or 0 for attempt in attempts),
+        prompt_tokens=_sum(attempt.prompt_tokens for attempt in attempts),
+        completion_tokens=_sum(attempt.completion_tokens for attempt in attempts),
+        total_tokens=_sum(attempt.total_tokens for attempt in attempts),
         cost_micros=sum(attempt.cost_micros for attempt in attempts),
         at_risk_micros=sum(attempt.at_risk_micros for attempt in attempts),
-        polls=sum(attempt.polls for attempt in attempts),
     )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Their sum; None when there is nothing to add up."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def _speaks_for(item: Row[Any], attempts: list[Row[Any]]) -> Row[Any] | None:

@@ -1,0 +1,133 @@
+"""From catalogues to work: every row checked, good ones entered in the ledger, bad ones told why, tables brought up to date.
+
+Spends nothing. A catalogue whose files have not changed since it was last entered is not read again.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+from nanobanana_pipeline.catalogue.reading import CatalogueSource, find_catalogues
+from nanobanana_pipeline.catalogue.validation import FILE_RULES, CataloguePrompt, RejectedPrompt, Rule, validate
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.publishing import Row, publish_prompts, publish_shard, replace_rows
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger.registration import Registration
+from nanobanana_pipeline.model_specs.spec import ModelSpec
+from nanobanana_pipeline.settings import Settings
+
+_EXAMPLES = 20
+
+
+@dataclass(slots=True)
+class CatalogueReport:
+    """What a look at one catalogue brought. `registration` is None when it had not changed (or was only checked)."""
+
+    name: str
+    prompts: int = 0
+    items: int = 0
+    rejected: int = 0
+    rejected_by_rule: Counter[Rule] = field(default_factory=Counter)
+    examples: list[RejectedPrompt] = field(default_factory=list)
+    registration: Registration | None = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether every file could be read; what is missing from one that could not was not removed by anyone."""
+        return not FILE_RULES & self.rejected_by_rule.keys()
+
+    def count(self, prompts: Sequence[CataloguePrompt], rejected: Sequence[RejectedPrompt]) -> None:
+        """Add some rows."""
+        self.prompts += len(prompts)
+        self.items += sum(prompt.samples for prompt in prompts)
+        self.rejected += len(rejected)
+        self.rejected_by_rule.update(row.rule for row in rejected)
+        self.examples += rejected[: _EXAMPLES - len(self.examples)]
+
+
+@dataclass(slots=True)
+class RefreshReport:
+    """What a refresh brought, by catalogue, and the shards whose rows changed."""
+
+    catalogues: list[CatalogueReport] = field(default_factory=list)
+    removed: list[Registration] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)
+    """Every shard there is now."""
+
+    @property
+    def changed_shards(self) -> set[str]:
+        """Shards with new, edited or removed items."""
+        registrations = [report.registration for report in self.catalogues if report.registration] + self.removed
+        return {shard for registration in registrations for shard in registration.shards}
+
+
+def check(settings: Settings, spec: ModelSpec, names: Sequence[str] | None = None) -> list[CatalogueReport]:
+    """Check catalogues (all, or those named) without writing or spending anything."""
+    reports: list[CatalogueReport] = []
+    for source in _sources(settings, names):
+        report = CatalogueReport(source.name)
+        for batch in validate(source, spec):
+            report.count(batch.prompts, batch.rejected)
+        reports.append(report)
+    return reports
+
+
+def refresh(workspace: Workspace, names: Sequence[str] | None = None) -> RefreshReport:
+    """Bring the ledger and the tables up to date with the catalogues (all, or those named)."""
+    sources = _sources(workspace.settings, names)
+    report = RefreshReport()
+    for source in sources:
+        report.catalogues.append(_refresh_one(workspace, source))
+    if names is None:
+        report.removed = workspace.ledger.deactivate_missing([source.name for source in sources])
+        for registration in report.removed:
+            publish_prompts(workspace, registration.catalogue)
+            _publish_rejected(workspace, registration.catalogue, [])
+    for shard in sorted(report.changed_shards):
+        publish_shard(workspace, shard)
+    report.shards = [work.shard for work in workspace.ledger.shard_work()]
+    return report
+
+
+def _refresh_one(workspace: Workspace, source: CatalogueSource) -> CatalogueReport:
+    report = CatalogueReport(source.name)
+    if workspace.ledger.registered_fingerprint(source.name) == source.fingerprint:
+        return report
+    rejected: list[RejectedPrompt] = []
+
+    def batches() -> Iterator[Sequence[CataloguePrompt]]:
+        for batch in validate(source, workspace.spec):
+            report.count(batch.prompts, batch.rejected)
+            rejected.extend(batch.rejected)
+            yield batch.prompts
+
+    report.registration = workspace.ledger.register(
+        source.name,
+        batches(),
+        default_resolution=workspace.spec.default_resolution,
+        shard_size=workspace.settings.shard_size,
+        # Asked at the end: whether all could be read is known only then.
+        fingerprint=lambda: source.fingerprint if report.readable else None,
+    )
+    publish_prompts(workspace, source.name)
+    _publish_rejected(workspace, source.name, rejected)
+    return report
+
+
+def _publish_rejected(workspace: Workspace, catalogue: str, rejected: Sequence[RejectedPrompt]) -> None:
+    def rows() -> Iterator[Row]:
+        return (asdict(row) for row in rejected)
+
+    replace_rows(workspace, "rejected_prompts", {"catalogue": catalogue}, rows)
+
+
+def _sources(settings: Settings, names: Sequence[str] | None) -> list[CatalogueSource]:
+    sources = find_catalogues(settings.catalogue)
+    if names is None:
+        return sources
+    known = {source.name: source for source in sources}
+    for name in names:
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise UserError(f"there is no catalogue {name} in {settings.catalogue}; there is: {listed}")
+    return [known[name] for name in names]

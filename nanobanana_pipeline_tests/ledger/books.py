@@ -1,0 +1,83 @@
+"""Builders for ledger tests: catalogues of a few prompts, and a worker that makes attempts by hand."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from nanobanana_pipeline.catalogue.identity import Request, request_hash
+from nanobanana_pipeline.catalogue.validation import CataloguePrompt
+from nanobanana_pipeline.ledger.budget import Caps
+from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Blocked, Candidate, Stale, Worker
+from nanobanana_pipeline.ledger.ledger import Ledger
+from nanobanana_pipeline.ledger.registration import Registration
+from nanobanana_pipeline.model_specs.loader import load_spec
+
+SPEC: Final = load_spec()
+WORKER: Final = Worker(owner="worker-1", run_id="run-1", root_run_id="run-1", run_scope="run-1")
+NO_CAPS: Final = Caps()
+PRICE: Final = 70_000
+
+
+class OpenGate:
+    """A provider that takes everything at once."""
+
+    account = "test"
+    horizon_s = 900.0
+
+    def grant(self, state: str | None, now_ms: int, in_flight: int, wanted: int) -> tuple[int, float]:
+        return wanted, 0.0
+
+    def take(self, state: str | None, now_ms: int, taken: int) -> str | None:
+        return state
+
+
+def prompt(prompt_id: str, text: str | None = None, *, samples: int = 1, catalogue: str = "cat") -> CataloguePrompt:
+    """A valid prompt; its text is its id unless given."""
+    request = Request(model=SPEC.name, prompt=text or prompt_id)
+    return CataloguePrompt(
+        catalogue=catalogue,
+        prompt_id=prompt_id,
+        samples=samples,
+        request=request,
+        request_hash=request_hash(request, SPEC),
+        campaign=None,
+        labels=None,
+    )
+
+
+def enter(
+    ledger: Ledger, prompts: Sequence[CataloguePrompt], *, shard_size: int = 1000, fingerprint: str | None = "f"
+) -> Registration:
+    """Register prompts as the whole of their catalogue."""
+    return ledger.register(
+        prompts[0].catalogue if prompts else "cat",
+        [prompts],
+        default_resolution=SPEC.default_resolution,
+        shard_size=shard_size,
+        fingerprint=lambda: fingerprint,
+    )
+
+
+def waiting(ledger: Ledger, shard: str = "cat-000000") -> list[Candidate]:
+    """The items of a shard that wait for an attempt."""
+    return ledger.candidates(shard, after=-1)
+
+
+def admit(
+    ledger: Ledger,
+    candidates: Sequence[Candidate],
+    *,
+    worker: Worker = WORKER,
+    caps: Caps = NO_CAPS,
+    price: int = PRICE,
+    again: Attempt | None = None,
+) -> list[Attempt | Stale | Blocked]:
+    """Ask for admission of candidates, each at `price` micro-dollars."""
+    with ledger.posting() as postings:
+        return postings.admit([AdmissionRequest(it, price, again) for it in candidates], worker, caps, OpenGate())
+
+
+def admitted(ledger: Ledger, candidate: Candidate, *, worker: Worker = WORKER, price: int = PRICE) -> Attempt:
+    """An attempt that was admitted."""
+    (verdict,) = admit(ledger, [candidate], worker=worker, price=price)
+    assert isinstance(verdict, Attempt), verdict
+    return verdict

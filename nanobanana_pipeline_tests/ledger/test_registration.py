@@ -1,0 +1,76 @@
+"""Catalogues in the book: nobody moves, nothing paid is forgotten, and what can't be read isn't taken for removed."""
+
+from nanobanana_pipeline.ledger.ledger import Ledger
+from nanobanana_pipeline.ledger.states import AttemptState, ItemState
+from nanobanana_pipeline_tests.ledger.books import admitted, enter, prompt, waiting
+
+
+def _shards(ledger: Ledger) -> dict[str, list[str]]:
+    return {work.shard: [it.prompt_id for it in waiting(ledger, work.shard)] for work in ledger.shard_work()}
+
+
+def test_prompts_fill_shards_in_order_and_samples_stay_together(ledger: Ledger) -> None:
+    """A shard is a partition of work: its prompts come whole, or an image of a pair would be in another run."""
+    report = enter(ledger, [prompt("a"), prompt("b", samples=3), prompt("c")], shard_size=2)
+    assert _shards(ledger) == {"cat-000000": ["a", "b", "b", "b"], "cat-000001": ["c"]}
+    assert (report.new, report.prompts) == (5, 3)
+
+
+def test_nobody_moves_when_rows_come_and_go(ledger: Ledger) -> None:
+    """An item that moved would be paid again in its new shard, or be missing from both."""
+    enter(ledger, [prompt("a"), prompt("b"), prompt("c")], shard_size=2)
+    report = enter(ledger, [prompt("new"), prompt("c"), prompt("b", samples=2)], shard_size=2)
+    assert _shards(ledger) == {"cat-000000": ["b", "b"], "cat-000001": ["c", "new"]}
+    assert (report.new, report.removed, report.unchanged) == (2, 1, 2)
+
+
+def test_a_removed_place_is_not_given_to_another(ledger: Ledger) -> None:
+    """Append-only: a prompt that comes back finds its own shard, whatever came meanwhile."""
+    enter(ledger, [prompt("a"), prompt("b")], shard_size=2)
+    enter(ledger, [prompt("b"), prompt("c")], shard_size=2)
+    enter(ledger, [prompt("a"), prompt("b"), prompt("c")], shard_size=2)
+    assert _shards(ledger) == {"cat-000000": ["a", "b"], "cat-000001": ["c"]}
+
+
+def test_what_was_not_read_in_full_loses_nothing(ledger: Ledger) -> None:
+    """A half-written file is no order to forget its rows."""
+    enter(ledger, [prompt("a"), prompt("b")])
+    report = enter(ledger, [prompt("a")], fingerprint=None)
+    assert report.removed == 0
+    assert ledger.registered_fingerprint("cat") is None
+    assert len(waiting(ledger)) == 2
+
+
+def test_an_edit_makes_a_done_item_wait_and_its_undo_brings_the_image_back(ledger: Ledger) -> None:
+    """An edited row is a new request; edited back, the image that was paid for is there already."""
+    enter(ledger, [prompt("a", "one")])
+    attempt = admitted(ledger, waiting(ledger)[0])
+    with ledger.posting() as postings:
+        postings.move(attempt, AttemptState.COMPLETED, cost_micros=5)
+        postings.move(attempt, AttemptState.STORED, images="[]")
+    assert waiting(ledger) == []
+    enter(ledger, [prompt("a", "two")])
+    assert [it.state for it in waiting(ledger)] == [ItemState.PENDING]
+    enter(ledger, [prompt("a", "one")])
+    assert waiting(ledger) == []
+
+
+def test_an_edit_during_an_attempt_waits_for_its_end(ledger: Ledger) -> None:
+    """At most one open attempt an item: the new request goes out when the old one has ended, not beside it."""
+    enter(ledger, [prompt("a", "one")])
+    attempt = admitted(ledger, waiting(ledger)[0])
+    enter(ledger, [prompt("a", "two")])
+    assert waiting(ledger) == []
+    with ledger.posting() as postings:
+        postings.move(attempt, AttemptState.COMPLETED, cost_micros=5)
+        postings.move(attempt, AttemptState.STORED, images="[]")
+    assert [it.body.count("two") for it in waiting(ledger)] == [1]
+
+
+def test_a_catalogue_that_is_gone_keeps_its_rows_inactive(ledger: Ledger) -> None:
+    """Its costs happened; only its work is over."""
+    enter(ledger, [prompt("a")])
+    (report,) = ledger.deactivate_missing(["other"])
+    assert (report.catalogue, report.removed, report.shards) == ("cat", 1, {"cat-000000"})
+    assert waiting(ledger) == []
+    assert ledger.deactivate_missing(["other"]) == []
