@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import orjson
@@ -30,6 +30,7 @@ STATISTICS_COLUMNS: Final = ("catalogue", "shard", "day")
 """What rows are looked up by. Statistics on every column made commits five times dearer at 10,000 shards."""
 
 _ROWS_PER_FILE: Final = 1_000_000
+_ROWS_PER_GROUP: Final = 50_000
 
 
 def fingerprint(columns: Iterable[str]) -> str:
@@ -56,12 +57,10 @@ class DataFiles:
         written: list[AddAction] = []
         open_file: _OpenFile | None = None
         try:
-            for batch in batches:
-                if batch.num_rows == 0:
-                    continue
+            for rows in _row_groups(batches):
                 if open_file is None:
                     open_file = _OpenFile(self._filesystem, schema)
-                open_file.write(batch)
+                open_file.write(rows)
                 if open_file.rows >= _ROWS_PER_FILE:
                     written.append(self._finish(open_file, data_change=data_change))
                     open_file = None
@@ -121,11 +120,11 @@ class _OpenFile:
         self._sink = filesystem.open_output_stream(self.name)
         self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd", store_decimal_as_integer=True)
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._writer.write_batch(batch)
-        self.rows += batch.num_rows
+    def write(self, rows: pa.Table) -> None:
+        self._writer.write_table(rows)
+        self.rows += rows.num_rows
         for name in self._nulls:
-            column = batch.column(name)
+            column = rows.column(name)
             self._nulls[name] += column.null_count
             if column.null_count < len(column):
                 extremes = pc.min_max(column).as_py()  # pyright: ignore[reportAttributeAccessIssue]
@@ -150,3 +149,18 @@ class _OpenFile:
             "maxValues": self._highest,
             "nullCount": self._nulls,
         }
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """`batches` in portions worth a row group: each costs a look into its statistics, and memory."""
+    portion: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        if batch.num_rows:
+            portion.append(batch)
+            rows += batch.num_rows
+        if rows >= _ROWS_PER_GROUP:
+            yield pa.Table.from_batches(portion)
+            portion, rows = [], 0
+    if portion:
+        yield pa.Table.from_batches(portion)

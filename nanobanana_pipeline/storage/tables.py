@@ -28,6 +28,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.storage import durable
 from nanobanana_pipeline.storage.data_files import STATISTICS_COLUMNS, DataFiles, fingerprint
+from nanobanana_pipeline.storage.repair import Repair, repair_table
 from nanobanana_pipeline.storage.schemas import SCHEMAS, description_of
 
 TABLES: Final = "tables"
@@ -38,8 +39,17 @@ Predicate = Mapping[str, str]
 
 # A checkpoint costs about 60 ms, and each commit since the last one about 1 ms at every opening.
 _CHECKPOINT_EVERY: Final = 25
+# Opening a table and committing to it look at every entry of the log: with 2,000 of them each takes 25 ms more.
+_LOG_KEPT: Final = "interval 1 hours"
 _COMMIT_TRIES: Final = 100
 _BATCH_ROWS: Final = 100_000
+# Merging pays from some hundred files on; fifty shards to a file keep it cheap to replace one of them later.
+_SMALL_BYTES: Final = 2_000_000
+_MANY_FILES: Final = 200
+_MERGED_FILES: Final = 50
+_MERGED_AFTER_MS: Final = 3_600_000
+# A query that began before a file was replaced may read it still.
+_DELETED_KEPT_H: Final = 168
 _MEND: Final = "run `nanobanana repair`, which rebuilds it from the ledger at no cost"
 _MODE: Final = "nanobanana.mode"
 
@@ -68,6 +78,14 @@ class Snapshot:
     uris: tuple[str, ...]
     even: bool
     dataset: Callable[[], pads.Dataset]
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What `maintain` did: small files merged into larger ones, and files deleted."""
+
+    merged: int
+    deleted: int
 
 
 class Tables:
@@ -188,6 +206,69 @@ class Tables:
             dataset=lambda: DataFiles(self.uri(name), delta).dataset(names, schema),
         )
 
+    def repair(self, older_than_s: float = 3600.0) -> list[Repair]:
+        """Mend what a crash or a power cut has left; what was found. Quick: meant for the beginning of every run.
+
+        Where `rebuild` is set rows are missing, and the table has to be written again from the ledger. Only local
+        tables can be torn: an object store shows an object once it is there in full.
+        """
+        found: list[Repair] = []
+        folder = Path(self._base, TABLES)
+        if not self._local or not folder.is_dir():
+            return found
+        self._pinned.clear()
+        for name in SCHEMAS:
+            found += repair_table(folder / name, older_than_s)
+        return found
+
+    def maintain(self, name: str) -> Upkeep:
+        """Keep a table of many shards quick: merge its small files, delete those that no reader can still want.
+
+        For a quiet hour: a writer that replaces rows of a file being merged gets a `Conflict`.
+        """
+        delta = self.open(name)
+        if delta is None:
+            return Upkeep(0, 0)
+        merged = self._merge_small_files(name, delta)
+        deleted = delta.vacuum(
+            retention_hours=_DELETED_KEPT_H,
+            dry_run=False,
+            full=True,
+            commit_properties=_ONCE,
+            post_commithook_properties=_NO_HOOKS,
+        )
+        delta = DeltaTable(self.uri(name))
+        self._sync_log(name, delta.version())
+        self._checkpoint(name)
+        return Upkeep(merged, len(deleted))
+
+    def _merge_small_files(self, name: str, delta: DeltaTable) -> int:
+        """Merge files that nobody has written to for a while, in the order of their shards; how many went."""
+        latest = time.time_ns() // 1_000_000 - _MERGED_AFTER_MS
+        facts = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
+        small = [
+            fact["path"]
+            for fact in sorted(facts, key=lambda fact: str(fact.get("min.shard")))
+            if fact["size_bytes"] < _SMALL_BYTES and fact["modification_time"] <= latest
+        ]
+        if len(small) < _MANY_FILES:
+            return 0
+        files = DataFiles(self.uri(name), delta)
+        schema = _with_columns_of(SCHEMAS[name].remove_metadata(), delta)
+        adds: list[AddAction] = []
+        for first in range(0, len(small), _MERGED_FILES):
+            group = small[first : first + _MERGED_FILES]
+            adds += files.write(files.dataset(group, schema).to_batches(), schema, data_change=False)
+        change = _Change(files, adds, small, data_change=False)
+        for _ in range(_COMMIT_TRIES):
+            if not _names(delta, None).issuperset(small):
+                change.discard()
+                raise Conflict(f"{name}: rows changed while its files were being merged")
+            if _commit(delta, change):
+                self._settle(name, delta.version() + 1)
+                return len(small)
+        raise Conflict(f"{name}: {_COMMIT_TRIES} commits of others came first")
+
     def open(self, name: str, version: int | None = None) -> DeltaTable | None:
         """The Delta table itself; None when there is none. `UserError` when a power cut or an edit has broken it."""
         try:
@@ -226,7 +307,7 @@ class Tables:
                 configuration={
                     "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
                     "delta.dataSkippingStatsColumns": ",".join(c for c in STATISTICS_COLUMNS if c in schema.names),
-                    "delta.logRetentionDuration": "interval 7 days",
+                    "delta.logRetentionDuration": _LOG_KEPT,
                     **({_MODE: self._mode} if self._mode else {}),
                 },
                 raise_if_key_not_exists=False,  # ours is no key of Delta's
@@ -328,6 +409,7 @@ class Tables:
                     durable.sync(str(entry))
                 durable.sync(f"{log}/_last_checkpoint")
                 durable.sync(log)
+            delta.cleanup_metadata()
         except (DeltaError, OSError) as error:
             _log.warning("no checkpoint of %s, which only makes it slower to open: %s", self.uri(name), error)
 

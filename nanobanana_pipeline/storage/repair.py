@@ -1,0 +1,115 @@
+"""Mending a local Delta table after a power cut: what is torn, what can be taken away, and what must be made again.
+
+Tables are derived from the ledger, so nothing here tries to save rows: what can't be trusted goes, and is reported as
+having to be rebuilt. Nothing here touches a commit that a live writer may be making: those appear whole or not at all.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable, PostCommitHookProperties
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from nanobanana_pipeline.storage import durable
+
+_ENTRY: Final = re.compile(r"\d{20}\.json\Z")
+_CHECKPOINT: Final = re.compile(r"(\d{20})\.checkpoint.*\.parquet\Z")
+# What a writer that died leaves of a commit that it never made.
+_STAGED: Final = re.compile(r"(_commit_.*\.json\.tmp|.*#\d+)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One thing that was found and mended. `rebuild`: rows are missing now, and the table must be made again."""
+
+    table: str
+    what: str
+    rebuild: bool
+
+
+def repair_table(folder: Path, older_than_s: float) -> Iterator[Repair]:
+    """Mend the table in `folder`, yielding what was done. Temporary files younger than `older_than_s` are left."""
+    name, log = folder.name, folder / "_delta_log"
+    if not any(log.glob("*")):
+        return
+    for entry in sorted(log.iterdir()):
+        if _STAGED.match(entry.name) and entry.stat().st_mtime <= time.time() - older_than_s:
+            entry.unlink(missing_ok=True)
+            yield Repair(name, f"removed {entry.name}, left by a writer that died", rebuild=False)
+    for checkpoint in _torn_checkpoints(log):
+        checkpoint.unlink()
+        (log / "_last_checkpoint").unlink(missing_ok=True)
+        yield Repair(name, f"removed the torn checkpoint {checkpoint.name}", rebuild=False)
+    entries = sorted(entry for entry in log.iterdir() if _ENTRY.match(entry.name))
+    while entries and _is_torn(entries[-1]):
+        torn = entries.pop()
+        torn.unlink()
+        yield Repair(name, f"removed the torn commit {torn.name}", rebuild=True)
+    durable.sync(str(log))
+    if reason := _beyond_repair(folder, entries):
+        # Kept, in case a person wants to look; the underscore keeps it from being taken for a table.
+        aside = folder.with_name(f"_broken-{name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        folder.rename(aside)
+        durable.sync(str(folder.parent))
+        yield Repair(name, f"{reason}: moved to {aside.name}", rebuild=True)
+        return
+    yield from _missing_data(folder)
+
+
+def _torn_checkpoints(log: Path) -> list[Path]:
+    torn: list[Path] = []
+    for entry in sorted(log.iterdir()):
+        if _CHECKPOINT.match(entry.name):
+            try:
+                pq.read_metadata(entry)
+            except (pa.ArrowException, OSError):
+                torn.append(entry)
+    return torn
+
+
+def _is_torn(entry: Path) -> bool:
+    data = entry.read_bytes()
+    try:
+        return not [json.loads(line) for line in data.splitlines()]
+    except ValueError:
+        return True
+
+
+def _beyond_repair(folder: Path, entries: list[Path]) -> str | None:
+    """Why the table can't be kept; None when it can."""
+    empty = [entry.name for entry in entries if entry.stat().st_size == 0]
+    if empty:
+        # Delta takes an empty entry for a commit that changed nothing, and later ones came on top of it.
+        return f"the commit {empty[0]} is empty, and there are later ones"
+    try:
+        DeltaTable(folder)
+    except (DeltaError, TableNotFoundError) as error:
+        return f"it can't be read ({str(error).partition(chr(10))[0]})"
+    return None
+
+
+def _missing_data(folder: Path) -> Iterator[Repair]:
+    delta = DeltaTable(folder)
+    sizes = pa.table(delta.get_add_actions(flatten=True))
+    bad = 0
+    for path, size in zip(sizes["path"].to_pylist(), sizes["size_bytes"].to_pylist(), strict=True):
+        file = folder / path
+        if not file.exists():
+            bad += 1
+        elif file.stat().st_size != size:
+            file.unlink()
+            bad += 1
+    if bad:
+        delta.repair(post_commithook_properties=PostCommitHookProperties(create_checkpoint=False))
+        newest = max(entry for entry in (folder / "_delta_log").iterdir() if _ENTRY.match(entry.name))
+        durable.sync(str(newest))
+        durable.sync(str(newest.parent))
+        yield Repair(folder.name, f"dropped {bad} data files that are missing or torn", rebuild=True)
