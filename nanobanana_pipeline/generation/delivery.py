@@ -9,23 +9,19 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from nanobanana_pipeline.catalogue.identity import Request
 from nanobanana_pipeline.generation.answers import Downloaded, DownloadError, DownloadFault
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.limits import backoff_s
+from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.ledger.entries import Attempt
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 from nanobanana_pipeline.storage.images import BadImage, ImageStore, verify_image
 
 VerifyMode = Literal["full", "structure"]
-
-_TRIES: Final = 5
-_BAD_IMAGE_TRIES: Final = 3
-"""A cut or garbled transfer gives a bad image once; a bad image gives one every time."""
-_FRESH_URLS: Final = 3
 
 FreshUrls = Callable[[], Awaitable[tuple[str, ...]]]
 
@@ -63,6 +59,7 @@ class Delivery:
         executor: Executor,
         *,
         verify: VerifyMode,
+        patience: Patience,
         at_once: int,
     ) -> None:
         self._provider = provider
@@ -70,6 +67,7 @@ class Delivery:
         self._spec = spec
         self._executor = executor
         self._verify: VerifyMode = verify
+        self._patience = patience
         # Bounds the memory that whole bodies take.
         self._slots = asyncio.Semaphore(at_once)
 
@@ -80,7 +78,7 @@ class Delivery:
         renewals = 0
         for index in range(len(urls)):
             outcome = await self._one(attempt, request, valid[index], index + 1)
-            while isinstance(outcome, Fault) and outcome.expired and renewals < _FRESH_URLS:
+            while isinstance(outcome, Fault) and outcome.expired and renewals < self._patience.fresh_urls:
                 renewals += 1
                 renewed = await fresh()
                 if len(renewed) <= index:
@@ -98,7 +96,7 @@ class Delivery:
         loop = asyncio.get_running_loop()
         bad_images = 0
         fault = Fault("not tried", lasting=False)
-        for attempt_number in range(1, _TRIES + 1):
+        for attempt_number in range(1, self._patience.download_tries + 1):
             async with self._slots:
                 answer = await self._provider.download(url)
                 if isinstance(answer, Downloaded):
@@ -108,7 +106,7 @@ class Delivery:
                     if not isinstance(stored, BadImage):
                         return stored
                     bad_images += 1
-                    if bad_images == _BAD_IMAGE_TRIES:
+                    if bad_images == self._patience.bad_image_tries:
                         kept = await loop.run_in_executor(
                             self._executor, self._images.set_aside, attempt.attempt_id, answer.data
                         )
@@ -122,8 +120,9 @@ class Delivery:
                 )
                 if fault.lasting:
                     return fault
-            if attempt_number < _TRIES:
-                await asyncio.sleep(backoff_s(attempt_number, first_s=0.2, longest_s=5.0))
+            if attempt_number < self._patience.download_tries:
+                first_s = self._patience.download_backoff_s
+                await asyncio.sleep(backoff_s(attempt_number, first_s=first_s, longest_s=25 * first_s))
         return fault
 
     def _verify_and_store(

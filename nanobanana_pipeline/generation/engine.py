@@ -17,6 +17,7 @@ from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.delivery import Delivery, VerifyMode
 from nanobanana_pipeline.generation.lifecycle import Lifecycle, Policy, SettledElsewhereError, Tally
 from nanobanana_pipeline.generation.limits import ProviderGate
+from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.generation.polling import PollSchedule
 from nanobanana_pipeline.ledger.budget import Caps
 from nanobanana_pipeline.ledger.entries import Attempt, Candidate, Worker
@@ -44,9 +45,7 @@ class EngineOptions:
     limit: int | None = None
     """New attempts that may be begun, at most; None is no limit."""
     rerun: Rerun | None = None
-    submit_timeout_s: float = 60.0
-    stop_grace_s: float = 8.0
-    """How long a stop waits for the answers to submits that are in the air."""
+    patience: Patience = field(default_factory=Patience)
 
 
 class Engine:
@@ -75,7 +74,8 @@ class Engine:
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(options.max_in_flight)
+        # Twice the open tasks: while one is delivered, another may be generated in its place.
+        self._slots = asyncio.Semaphore(2 * options.max_in_flight)
         self._begun = 0
         self._clock_offset_ms = time.time() * 1000 - time.monotonic() * 1000
         self._schedule = PollSchedule(ledger.latencies(spec.name))
@@ -87,7 +87,13 @@ class Engine:
             ledger=ledger,
             provider=provider,
             delivery=Delivery(
-                provider, images, spec, self._executor, verify=options.verify, at_once=_DOWNLOADS_AT_ONCE
+                provider,
+                images,
+                spec,
+                self._executor,
+                verify=options.verify,
+                patience=options.patience,
+                at_once=_DOWNLOADS_AT_ONCE,
             ),
             admissions=self._admissions,
             gate=gate,
@@ -95,6 +101,7 @@ class Engine:
             lease=lease,
             spec=spec,
             policy=options.policy,
+            patience=options.patience,
             tally=tally,
             stopping=self._stopping,
             now_ms=self._now_ms,
@@ -200,7 +207,7 @@ class Engine:
     async def _take_over(self, shard: str) -> TakeOver:
         taken = await self._ledger.post(
             lambda postings: take_over(
-                postings, shard, self._worker.owner, submit_timeout_s=self._options.submit_timeout_s
+                postings, shard, self._worker.owner, submit_timeout_s=self._options.patience.submit_timeout_s
             )
         )
         # Ages are reckoned by the database's clock: this host's own may differ by minutes.
@@ -252,7 +259,7 @@ class Engine:
     async def _settle_down(self) -> None:
         """Give submits that are in the air a moment to be answered; what is left stays as the ledger has it."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._options.stop_grace_s)
+            await asyncio.wait(self._tasks, timeout=self._options.patience.stop_grace_s)
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:

@@ -20,6 +20,7 @@ from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.delivery import Delivery
 from nanobanana_pipeline.generation.errors import RETRY_SUBMIT, STOPS_RUN, kind_of_task_error
 from nanobanana_pipeline.generation.limits import ProviderGate, backoff_s
+from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.generation.polling import PollSchedule
 from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Candidate, Cause, Stale
 from nanobanana_pipeline.ledger.leases import Lease, LeaseLostError
@@ -30,12 +31,8 @@ from nanobanana_pipeline.model_specs.kinds import ErrorKind
 from nanobanana_pipeline.model_specs.pricing import Usage, cost_of, reservation
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 
-_SUBMIT_TRIES: Final = 5
-_NOT_FOUND_FOR_S: Final = 60.0
-"""A task that the provider does not know may only not be known *yet*; after a minute of that it is overdue."""
 _SEEN_AT_ONCE: Final = 0.8
-_GIVE_UP_DELIVERY_S: Final = 24 * 3600.0
-"""How long after its completion a paid image is still worth asking a failing image host for, in later runs."""
+"""What counts of the age of a task that was found ended at the first question: it may have ended any time before."""
 
 
 class RunStoppedError(Exception):
@@ -102,6 +99,7 @@ class Lifecycle:
         lease: Lease,
         spec: ModelSpec,
         policy: Policy,
+        patience: Patience,
         tally: Tally,
         stopping: asyncio.Event,
         now_ms: Callable[[], int],
@@ -115,6 +113,7 @@ class Lifecycle:
         self._lease = lease
         self._spec = spec
         self._policy = policy
+        self._patience = patience
         self._tally = tally
         self._stopping = stopping
         self._now_ms = now_ms
@@ -170,7 +169,7 @@ class Lifecycle:
             self._spec, len(request.prompt), len(request.image_urls), request.resolution, today
         )
         again: Attempt | None = None
-        for number in range(1, _SUBMIT_TRIES + 1):
+        for number in range(1, self._patience.submit_tries + 1):
             attempt = await self._admissions.admit(AdmissionRequest(candidate, reserve, again))
             if isinstance(attempt, Stale):
                 return again or attempt
@@ -192,14 +191,14 @@ class Lifecycle:
                     await self._refuse(attempt, answer, ItemState.PENDING)
                     raise RunStoppedError(kind, answer.message)
                 case Refused(kind=kind) if kind in RETRY_SUBMIT:
-                    await self._pushed_back(attempt, answer, last=number == _SUBMIT_TRIES)
+                    await self._pushed_back(attempt, answer, last=number == self._patience.submit_tries)
                 case Refused(kind=kind):
                     await self._refuse(attempt, answer, ItemState.FAILED)
                     self._tally.failed_with(kind)
                     return attempt
             again = attempt
-            if number < _SUBMIT_TRIES:
-                await self._pause(max(answer.retry_after_s or 0.0, backoff_s(number)))
+            if number < self._patience.submit_tries:
+                await self._pause(max(answer.retry_after_s or 0.0, self._backoff_s(number)))
         self._tally.deferred += 1
         assert again is not None
         return again
@@ -208,9 +207,9 @@ class Lifecycle:
         """Send, and wait for the answer even when the run is being stopped: a lost answer may be a lost image."""
         answer = await self._provider.submit(request, attempt.attempt_id)
         tries = 1
-        while isinstance(answer, Unknown) and self._spec.idempotency_honoured and tries < _SUBMIT_TRIES:
+        while isinstance(answer, Unknown) and self._spec.idempotency_honoured and tries < self._patience.submit_tries:
             # Only where the provider promises that one key is one task: then asking again is not paying again.
-            await asyncio.sleep(backoff_s(tries))
+            await asyncio.sleep(self._backoff_s(tries))
             self._lease.check()
             answer = await self._provider.submit(request, attempt.attempt_id)
             tries += 1
@@ -307,12 +306,12 @@ class Lifecycle:
                     raise RunStoppedError(answer.kind, answer.message)
                 wait_s = max(answer.retry_after_s or 0.0, latencies.next_poll_s(age_s))
                 unknown_since = (unknown_since or now) if answer.kind is ErrorKind.NOT_FOUND else None
-                gone = unknown_since is not None and now - unknown_since >= _NOT_FOUND_FOR_S
+                gone = unknown_since is not None and now - unknown_since >= self._patience.not_found_s
                 reason = answer.message
             elif answer.task.state != "running":
                 if attempt.state is AttemptState.SUBMITTED:
-                    # Found at the first question, it may have ended any time before: counted as earlier than seen, or
-                    # a provider that became faster would never be noticed.
+                    # Taken at its face, the first question's time would be learnt for ever: a provider that became
+                    # faster would never be noticed.
                     self._schedule.observe(attempt.resolution, age_s * (_SEEN_AT_ONCE if attempt.polls == 1 else 1.0))
                 return answer.task
             else:
@@ -414,7 +413,7 @@ class Lifecycle:
             self._tally.images += len(delivered.images)
             return None
         completed_s = (self._now_ms() - (attempt.completed_at or 0)) / 1000
-        if any(not fault.lasting for fault in delivered.faults) and completed_s < _GIVE_UP_DELIVERY_S:
+        if any(not fault.lasting for fault in delivered.faults) and completed_s < self._patience.give_up_delivery_s:
             # Paid for, and the image host is only out of order: the next run asks again.
             await self._ledger.post(lambda postings: postings.note(attempt, error_message=delivered.message))
             return None
@@ -452,6 +451,9 @@ class Lifecycle:
 
     def _age_s(self, attempt: Attempt) -> float:
         return max(0.0, (self._now_ms() - (attempt.submitted_at or self._now_ms())) / 1000)
+
+    def _backoff_s(self, number: int) -> float:
+        return backoff_s(number, first_s=self._patience.submit_backoff_s)
 
     async def _leave(self, attempt: Attempt, to: AttemptState, **facts: Any) -> None:
         """Move an attempt whose task no longer occupies the provider."""

@@ -16,6 +16,7 @@ from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.engine import Engine, EngineOptions
 from nanobanana_pipeline.generation.lifecycle import Policy, RunStoppedError, Tally
 from nanobanana_pipeline.generation.limits import ProviderGate
+from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.generation.publishing import publish_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
 from nanobanana_pipeline.generation.workspace import Workspace
@@ -49,6 +50,7 @@ class RunOptions:
     resubmit_unknown: bool = False
     allow_duplicates: bool = False
     max_cost_micros: int | None = None
+    patience: Patience = field(default_factory=Patience)
 
 
 @dataclass(slots=True)
@@ -168,6 +170,7 @@ def engine_options(settings: Settings, options: RunOptions) -> EngineOptions:
         verify=settings.verify,
         limit=options.limit,
         rerun=options.rerun,
+        patience=options.patience,
     )
 
 

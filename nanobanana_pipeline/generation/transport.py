@@ -66,7 +66,8 @@ class Transport(AiohttpTransport):
     """Sends requests; every failure is a `NeverSentError` or a `MaybeSentError`, with a short text that holds no URL.
 
     Time limits come with each request, as httpx's `timeout` extension in seconds: `connect` for all of looking up,
-    connecting and TLS; `read` between two pieces of an answer. There is no pool limit: how many requests are open is
+    connecting and TLS; `read` between two pieces of an answer. httpx's `target` extension takes the place of the URL's
+    path, and spares the reading of a URL. There is no pool limit: how many requests are open is
     the caller's to bound. A POST is never sent twice, a GET may be, on a connection that turns out to be closed.
     `sockets`, when given, makes the socket for each address about to be connected to, and may refuse it. Make it
     inside a running event loop.
@@ -92,8 +93,7 @@ class Transport(AiohttpTransport):
         with _plain_errors():
             response = await self._session.request(
                 request.method,
-                # As it stands: it is quoted already, and a signature holds for exactly these characters.
-                URL(str(request.url), encoded=True),
+                _address(request),
                 headers=request.headers,
                 data=request.content or None,
                 allow_redirects=False,
@@ -158,6 +158,15 @@ def _inflater(encoding: str) -> "_Inflater | None":
             return zlib.decompressobj()
         case _:
             raise BodyError("the answer is compressed in a way that was not asked for")
+
+
+def _address(request: httpx.Request) -> URL:
+    """Where the request goes, as it stands: it is quoted already, and a signature holds for exactly these characters."""
+    target: bytes | None = request.extensions.get("target")
+    if target is None:
+        return URL(str(request.url), encoded=True)
+    origin = request.url
+    return URL(f"{origin.scheme}://{origin.netloc.decode()}{target.decode()}", encoded=True)
 
 
 class _Inflater(Protocol):

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+import orjson
+
 Scrub = Callable[[str], str]
 """Takes secrets out of a text that will be kept."""
 
@@ -23,8 +25,8 @@ _MAX_STORED_INT = 2**63 - 1
 _MAX_FLOAT_EXPONENT = 300
 _NAMES_LEFT_OUT = 20
 _NAME_CHARS = 40
-# Room for those names, at worst: each character an escape of 12 bytes.
-_NAMES_BYTES = 10_240
+# Room for those names, at worst: four bytes a character.
+_NAMES_BYTES = 4_096
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -88,21 +90,21 @@ def storable(value: Any, scrub: Scrub, *, depth: int = 0) -> Any:
 
 
 def bounded(fields: dict[str, Any], scrub: Scrub) -> dict[str, Any]:
-    """The fields, storable: the first ones, up to 64 KiB of JSON; those left out are named under `LEFT_OUT`."""
-    kept: dict[str, Any] = {}
+    """The fields, storable, when they fit into 64 KiB of JSON; else the first that do, and `LEFT_OUT` names the others."""
+    kept: dict[str, Any] = storable(fields, scrub)
+    if len(orjson.dumps(kept)) <= MAX_STORED_BYTES:
+        return kept
+    fitting: dict[str, Any] = {}
     left_out: list[str] = []
     room = MAX_STORED_BYTES - _NAMES_BYTES
-    for name, value in fields.items():
-        field = {storable(name, scrub): storable(value, scrub)}
-        size = len(json.dumps(field))
+    for name, value in kept.items():
+        size = len(orjson.dumps({name: value}))
         if size <= room:
             room -= size
-            kept.update(field)
+            fitting[name] = value
         else:
-            left_out += (key[:_NAME_CHARS] for key in field)
-    if left_out:
-        kept[LEFT_OUT] = left_out[:_NAMES_LEFT_OUT]
-    return kept
+            left_out.append(name[:_NAME_CHARS])
+    return fitting | {LEFT_OUT: left_out[:_NAMES_LEFT_OUT]}
 
 
 def listed(value: Any) -> list[Any]:

@@ -547,7 +547,7 @@ def check_both(status: int, body: bytes) -> None:
 def check_task(task: Task) -> None:
     """Every number in its range, every text fit for a database."""
     for kept in (task.metadata, task.raw_usage, *(entry.extra for entry in task.entries)):
-        assert len(json.dumps(kept, allow_nan=False).encode()) <= MAX_STORED_BYTES
+        assert len(json.dumps(kept, allow_nan=False, ensure_ascii=False).encode()) <= MAX_STORED_BYTES
         assert "\\u0000" not in json.dumps(kept)
     for text in (task.id, task.status_word, task.text, *task.image_urls, task.error and task.error.message):
         if text is not None:

@@ -1,0 +1,26 @@
+"""How long to wait and how often to try, in one place: defaults for production, shorter ones for tests."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Times in seconds. What a user may want to change is in the settings instead."""
+
+    submit_tries: int = 5
+    """Submits of one attempt, while they are refused for a reason that passes; then the item is deferred."""
+    submit_backoff_s: float = 0.5
+    download_tries: int = 5
+    download_backoff_s: float = 0.2
+    bad_image_tries: int = 3
+    """A cut or garbled transfer gives a bad image once; a bad image gives one every time."""
+    fresh_urls: int = 3
+    """Times that a completed task is asked for URLs that are valid now."""
+    not_found_s: float = 60.0
+    """A task that the provider does not know may only not be known *yet*; after this long it is overdue."""
+    give_up_delivery_s: float = 24 * 3600.0
+    """How long after its completion a paid image is still worth asking a failing image host for, in later runs."""
+    stop_grace_s: float = 8.0
+    """How long a stop waits for the answers to submits that are in the air."""
+    submit_timeout_s: float = 120.0
+    """The longest that a submit can be in the air; a dead worker's lease is taken over no sooner than that after its end."""

@@ -1,0 +1,127 @@
+"""A whole pipeline without Dagster, for tests: a catalogue, a simulator, and what became of it in tables and book."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nanobanana_pipeline.generation.client import HttpProvider, Timeouts
+from nanobanana_pipeline.generation.intake import RefreshReport, refresh
+from nanobanana_pipeline.generation.patience import Patience
+from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
+from nanobanana_pipeline.generation.stopping import StopSwitch
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.settings import Settings, load_settings
+from nanobanana_pipeline.simulator.process import SimulatorProcess
+
+QUICK = Patience(submit_backoff_s=0.01, download_backoff_s=0.005, not_found_s=0.2, stop_grace_s=3.0, submit_timeout_s=1.0)
+QUICK_TIMEOUTS = Timeouts(connect_s=0.5, submit_s=1.0, poll_s=1.0, download_s=1.0, idle_s=0.5)
+
+
+@dataclass
+class Pipeline:
+    """One output and one catalogue folder, worked off against one simulator."""
+
+    folder: Path
+    simulator: SimulatorProcess
+    ledger_url: str | None = None
+    knobs: dict[str, Any] = field(default_factory=dict)
+    timeouts: Timeouts = QUICK_TIMEOUTS
+    runs: int = 0
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(
+            api_key=self.simulator.api_key,
+            base_url=self.simulator.base_url,
+            output=str(self.folder / "output"),
+            catalogue=str(self.folder / "catalogue"),
+            ledger_url=self.ledger_url,
+            **self.knobs,
+        )
+
+    def write(self, rows: Sequence[Mapping[str, Any]], name: str = "cat") -> Path:
+        """Write a catalogue of these rows; what a row lacks is null."""
+        path = self.folder / "catalogue" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in columns}), path)
+        return path
+
+    def open(self) -> Workspace:
+        return Workspace.open(self.settings)
+
+    def provider(self, workspace: Workspace) -> HttpProvider:
+        settings = workspace.settings
+        return HttpProvider(
+            workspace.spec, settings.api_key, base_url=settings.base_url, timeouts=self.timeouts
+        )
+
+    def options(self, **changes: Any) -> RunOptions:
+        self.runs += 1
+        run = f"run-{self.runs}"
+        return replace(RunOptions(run, run, run, patience=QUICK), **changes)
+
+    def run(self, *, stop: StopSwitch | None = None, **options: Any) -> list[ShardReport]:
+        """Refresh, then work every shard off, one after the other."""
+        with self.open() as workspace:
+            shards = refresh(workspace).shards
+            run = self.options(**options)
+            return [
+                generate_shard(workspace, shard, lambda: self.provider(workspace), run, stop=stop) for shard in shards
+            ]
+
+    def refresh(self) -> RefreshReport:
+        with self.open() as workspace:
+            return refresh(workspace)
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a table."""
+        with self.open() as workspace:
+            return workspace.tables.read(name).to_pylist()
+
+    def results(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """`results` by prompt_id and sample."""
+        return {(row["prompt_id"], row["sample"]): row for row in self.table("results")}
+
+    def attempts(self, prompt_id: str) -> list[dict[str, Any]]:
+        rows = [row for row in self.table("attempts") if row["prompt_id"] == prompt_id]
+        return sorted(rows, key=lambda row: row["attempt"])
+
+    def billed(self, prompt: str | None = None) -> list[dict[str, Any]]:
+        """What the provider charged for, from its own book."""
+        return [
+            row
+            for row in self.simulator.book
+            if row["event"] == "billed" and (prompt is None or row["prompt"] == prompt)
+        ]
+
+    def accepted(self) -> list[str]:
+        """The prompts of all submits that became a task."""
+        return [row["prompt"] for row in self.simulator.book if row["event"] == "accepted"]
+
+    def assert_books_agree(self) -> None:
+        """Every billed call is covered by an attempt, to the micro-dollar; nothing was billed twice for one attempt."""
+        attempts = {row["attempt_id"]: row for row in self.table("attempts")}
+        billed: dict[str, Decimal] = {}
+        for row in self.billed():
+            assert row["idempotency_key"] not in billed, f"billed twice: {row}"
+            billed[row["idempotency_key"]] = Decimal(row["cost_usd"])
+        for attempt_id, cost in billed.items():
+            attempt = attempts[attempt_id]
+            if attempt["at_risk_usd"]:
+                assert attempt["at_risk_usd"] >= cost
+            else:
+                assert attempt["cost_usd"] == cost, attempt
+        for attempt_id, attempt in attempts.items():
+            if attempt["cost_usd"]:
+                assert attempt_id in billed, f"booked, but never billed: {attempt}"
+        results = self.table("results")
+        assert sum(row["cost_usd"] for row in results) == sum(row["cost_usd"] for row in attempts.values())
+        with self.open() as workspace:
+            for image in self.table("images"):
+                assert workspace.images.exists(image["path"], image["bytes"]), image

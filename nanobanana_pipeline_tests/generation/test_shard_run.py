@@ -1,0 +1,144 @@
+"""The main job without Dagster: prompts in, images and tables out, and nothing paid twice however often it is run."""
+
+from collections.abc import Callable
+
+import pytest
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.shard_run import generate_shard
+from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
+from nanobanana_pipeline.ledger.work import Rerun
+from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+
+
+def rows(count: int, start: int = 0) -> list[dict[str, object]]:
+    return [{"prompt_id": f"p{n}", "prompt": f"a picture of {n}", "aspect_ratio": "1:1"} for n in range(start, start + count)]
+
+
+def test_every_prompt_becomes_a_verified_image_and_the_books_agree(pipeline: Pipeline) -> None:
+    """The promise of the whole product, in small."""
+    pipeline.write([*rows(8), {"prompt_id": "pair", "prompt": "two of them", "samples": 2}])
+    pipeline.run()
+    results = pipeline.results()
+    assert len(results) == 10
+    assert {row["status"] for row in results.values()} == {"succeeded"}
+    assert {row["image_count"] for row in results.values()} == {1}
+    sizes = {(row["width"], row["height"]) for row in pipeline.table("images") if row["prompt_id"] != "pair"}
+    assert sizes == {(1024, 1024)}
+    pipeline.assert_books_agree()
+
+
+def test_a_second_run_submits_nothing_and_changes_no_row(pipeline: Pipeline) -> None:
+    """Done is done: running again is free."""
+    pipeline.write(rows(4))
+    pipeline.run()
+    before = pipeline.results()
+    pipeline.run()
+    assert pipeline.results() == before
+    assert len(pipeline.accepted()) == 4
+
+
+def test_only_what_was_edited_or_added_is_paid_for(pipeline: Pipeline) -> None:
+    """Edit one: one submit. Add some: as many. Remove one: its row stays, inactive, with its cost."""
+    pipeline.write(rows(5))
+    pipeline.run()
+    edited = rows(8)
+    edited[1]["prompt"] = "edited"
+    del edited[3]
+    pipeline.write(edited)
+    pipeline.run()
+    assert sorted(pipeline.accepted()[5:]) == ["a picture of 5", "a picture of 6", "a picture of 7", "edited"]
+    gone = pipeline.results()["p3", 1]
+    assert (gone["active"], gone["status"]) == (False, "succeeded")
+    twice = pipeline.results()["p1", 1]
+    assert twice["attempts"] == 2
+    assert twice["cost_usd"] == sum(row["cost_usd"] for row in pipeline.attempts("p1"))
+    pipeline.assert_books_agree()
+
+
+def test_a_limit_is_a_pilot_and_the_rest_follows_without_paying_for_it_again(pipeline: Pipeline) -> None:
+    """First a few to look at, then the others."""
+    pipeline.write(rows(6))
+    pipeline.run(limit=2)
+    assert len(pipeline.accepted()) == 2
+    pipeline.run()
+    assert sorted(pipeline.accepted()) == sorted(row["prompt"] for row in rows(6))
+
+
+def test_regenerate_pays_again_once_and_keeps_both_costs(pipeline: Pipeline) -> None:
+    """A person who wants another picture gets one, and the books show two."""
+    pipeline.write(rows(2))
+    pipeline.run()
+    for _ in range(2):
+        pipeline.run(rerun=Rerun.REGENERATE, root_run_id="the-same-root")
+    assert len(pipeline.accepted()) == 4
+    assert [row["state"] for row in pipeline.attempts("p0")] == ["stored", "stored"]
+    assert len(pipeline.table("images")) == 2
+    pipeline.assert_books_agree()
+
+
+def test_a_wrong_key_stops_at_once_and_costs_nothing(pipelines: Callable[..., Pipeline]) -> None:
+    """Thousands of requests with a wrong key are thousands of refusals; one is enough."""
+    pipeline = pipelines()
+    pipeline.simulator.api_key = "another-key-altogether"
+    pipeline.write(rows(30))
+    with pytest.raises(UserError, match="NANOBANANA_API_KEY"):
+        pipeline.run()
+    assert pipeline.simulator.stats()["events"].get("accepted", 0) == 0
+    assert {row["status"] for row in pipeline.results().values()} == {"pending"}
+
+
+def test_a_stopped_run_leaves_what_is_in_flight_to_the_next(pipelines: Callable[..., Pipeline]) -> None:
+    """A stop loses nothing: the tables say `in_flight`, and the next run polls on without a second submit."""
+    pipeline = pipelines(latency=60.0)
+    pipeline.write(rows(5))
+    stop = StopSwitch()
+    pipeline.refresh()
+    with pipeline.open() as workspace:
+        def when_all_are_in_flight(tally: object) -> None:
+            if pipeline.simulator.stats()["events"].get("accepted", 0) == 5:
+                stop.throw()
+
+        with pytest.raises(RunInterruptedError):
+            generate_shard(
+                workspace,
+                "cat-000000",
+                lambda: pipeline.provider(workspace),
+                pipeline.options(),
+                stop=stop,
+                on_progress=when_all_are_in_flight,
+            )
+    assert {row["status"] for row in pipeline.results().values()} == {"in_flight"}
+    pipeline.simulator.advance(600)
+    pipeline.run()
+    assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
+    assert len(pipeline.accepted()) == 5
+    pipeline.assert_books_agree()
+
+
+def test_a_renamed_catalogue_is_not_paid_for_again_without_a_word(pipeline: Pipeline) -> None:
+    """Its items are new to the ledger, and yet their images are all there."""
+    path = pipeline.write(rows(3))
+    pipeline.run()
+    path.rename(path.with_name("renamed.parquet"))
+    with pytest.raises(UserError, match="already have images under the name cat"):
+        pipeline.run()
+    assert len(pipeline.accepted()) == 3
+    pipeline.run(allow_duplicates=True)
+    assert len(pipeline.accepted()) == 6
+
+
+def test_the_cap_defers_the_rest_with_the_reason_and_a_higher_one_picks_it_up(pipelines: Callable[..., Pipeline]) -> None:
+    """What the cap stops is not lost, and the row says what it waits for."""
+    pipeline = pipelines(knobs={"budget_usd": "0.36"})
+    pipeline.write(rows(8))
+    pipeline.run()
+    by_status = [row["status"] for row in pipeline.results().values()]
+    assert by_status.count("deferred") == 3
+    assert "NANOBANANA_BUDGET_USD" in next(
+        row["error_message"] for row in pipeline.results().values() if row["status"] == "deferred"
+    )
+    pipeline.knobs["budget_usd"] = "10"
+    pipeline.run()
+    assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
+    pipeline.assert_books_agree()
