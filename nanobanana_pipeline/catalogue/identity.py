@@ -6,6 +6,7 @@ past runs depend on it. Nothing here reads a catalogue or touches a disk.
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -34,7 +35,7 @@ class Request:
 
     def canonical(self, spec: ModelSpec) -> str:
         """The request as JSON with every default filled in: equal for two requests that mean the same."""
-        return _canonical(self, spec).decode()
+        return RequestHasher(spec).canonical(self).decode()
 
     def to_json(self) -> str:
         """The request as compact JSON, without what the row leaves open."""
@@ -63,18 +64,35 @@ class Request:
         )
 
 
-def _canonical(request: Request, spec: ModelSpec) -> bytes:
-    # Written in key order, so that nothing has to be sorted a million times.
-    return orjson.dumps(
-        {
-            "aspect_ratio": request.aspect_ratio or None,
-            "image_urls": request.image_urls,
-            "model": request.model,
-            "prompt": request.prompt,
-            "resolution": request.resolution or spec.default_resolution,
-            "response_modalities": sorted(set(request.response_modalities or spec.default_response_modalities)),
-        }
-    )
+class RequestHasher:
+    """Hashes requests by one model spec: for many at a time."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._default_resolution = spec.default_resolution
+        self._default_modalities = spec.default_response_modalities
+        self._modalities: dict[tuple[str, ...] | None, list[str]] = {}
+
+    def canonical(self, request: Request) -> bytes:
+        """The canonical request, as `Request.canonical` gives it, in UTF-8."""
+        modalities = request.response_modalities
+        if modalities not in self._modalities:
+            self._modalities[modalities] = sorted(set(modalities or self._default_modalities))
+        # Written in key order, so that nothing has to be sorted a million times.
+        return orjson.dumps(
+            {
+                "aspect_ratio": request.aspect_ratio or None,
+                "image_urls": request.image_urls,
+                "model": request.model,
+                "prompt": request.prompt,
+                "resolution": request.resolution or self._default_resolution,
+                "response_modalities": self._modalities[modalities],
+            }
+        )
+
+    def hashes(self, requests: Iterable[Request]) -> list[str]:
+        """The hash of each request, as `request_hash` gives it."""
+        canonical, sha256 = self.canonical, hashlib.sha256
+        return [sha256(canonical(request)).hexdigest()[:_ID_HEX_DIGITS] for request in requests]
 
 
 def request_hash(request: Request, spec: ModelSpec) -> str:
@@ -82,7 +100,7 @@ def request_hash(request: Request, spec: ModelSpec) -> str:
 
     The shape on the wire, campaign, labels and samples have no part in it.
     """
-    return hashlib.sha256(_canonical(request, spec)).hexdigest()[:_ID_HEX_DIGITS]
+    return RequestHasher(spec).hashes([request])[0]
 
 
 def item_id(catalogue: str, prompt_id: str, sample: int) -> str:

@@ -1,0 +1,212 @@
+"""Finds catalogues under a root and reads their Parquet files batch by batch, on a disk or in an object store.
+
+What a row must look like is `validation`'s; nothing here knows a column's name. A file is never mapped into memory: one
+that is cut short while it is read would end the whole process.
+"""
+# pyarrow has no types of its own.
+# pyright: reportUnknownParameterType=false
+
+import hashlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import PurePosixPath
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from nanobanana_pipeline.errors import UserError
+
+_SUFFIX = ".parquet"
+_HIDDEN = ("_", ".")
+_READ_BUFFER_BYTES = 1 << 20
+_BATCH_BYTES = 16 << 20
+_BATCH_ROWS = range(64, 16_384)
+# What the file systems call the mark that changes with a file's content, most telling first.
+_CHANGE_MARKS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+)
+
+
+class UnreadableFileError(Exception):
+    """A file could not be read to its end; the message says why, in one short line."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueFile:
+    """A Parquet file of a catalogue: its address, its path below the root for messages, its size and mark of change."""
+
+    uri: str
+    path: str
+    size: int
+    changed: str
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueSource:
+    """A catalogue as it was listed: its name and its files in order."""
+
+    name: str
+    files: tuple[CatalogueFile, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that stay the same as long as no file was added, removed or written."""
+        facts = [(file.path, file.size, file.changed) for file in self.files]
+        return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]
+
+
+def find_catalogues(root: str) -> list[CatalogueSource]:
+    """The catalogues that are direct children of `root` (a folder or fsspec URI), by name.
+
+    A Parquet file is a catalogue, and so is a folder with Parquet files anywhere in it; names that begin with `_` or
+    `.` are passed over. Raises `UserError` when the root can't be listed, or when two children would have one name.
+    """
+    fs, folder = _open_root(root)
+    try:
+        found = [source for child in _children(fs, folder) if (source := _source(fs, folder, child))]
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"there is no folder {root}: set NANOBANANA_CATALOGUE to where your catalogues are") from None
+    except Exception as error:  # noqa: BLE001 (each store has exceptions of its own)
+        raise UserError(f"can't list {root}: {_reason(error)}; check NANOBANANA_CATALOGUE and your access") from None
+    found.sort(key=lambda source: source.name)
+    for one, other in pairwise(found):
+        if one.name == other.name:
+            raise UserError(
+                f"two catalogues are called {one.name!r} ({one.files[0].path} and {other.files[0].path}): rename one"
+            )
+    return found
+
+
+def iter_batches(file: CatalogueFile) -> Iterator[pa.RecordBatch]:
+    """The rows of a file in order, a few megabytes at a time; at least one batch, so that the columns are known.
+
+    Raises `UnreadableFileError` for a file that is missing, torn, encrypted or no Parquet, also midway.
+    """
+    with _reading():
+        parquet = _open_parquet(file)
+    with parquet:
+        batches = parquet.iter_batches(batch_size=_rows_a_batch(parquet.metadata))
+        empty = True
+        while True:
+            with _reading():
+                batch = next(batches, None)
+            if batch is None:
+                break
+            empty = False
+            yield batch
+        if empty:
+            with _reading():
+                nothing = parquet.schema_arrow.empty_table().combine_chunks()
+            yield pa.RecordBatch.from_arrays([c.combine_chunks() for c in nothing.columns], schema=nothing.schema)
+
+
+@contextmanager
+def _reading() -> Generator[None]:
+    """Turn whatever a codec or a store raises over a stranger's file into `UnreadableFileError`."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (a torn file raises nearly anything, and each store has its own)
+        raise UnreadableFileError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it is not there any more"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200].rstrip(".") or type(error).__name__
+
+
+def _open_parquet(file: CatalogueFile) -> pq.ParquetFile:
+    fs, path = url_to_fs(file.uri)
+    local = isinstance(fs, LocalFileSystem)
+    handle = pa.OSFile(path) if local else fs.open(path, "rb", cache_type="none")
+    # With a read buffer and no pre-buffering, a row group of any size takes a few megabytes instead of all of its own.
+    return pq.ParquetFile(handle, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+
+
+def _rows_a_batch(metadata: pq.FileMetaData) -> int:
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    bytes_a_row = max(1, size // max(1, metadata.num_rows))
+    return min(max(_BATCH_BYTES // bytes_a_row, _BATCH_ROWS.start), _BATCH_ROWS.stop)
+
+
+def _open_root(root: str) -> tuple[AbstractFileSystem, str]:
+    try:
+        fs, folder = url_to_fs(root)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"can't use {root} as catalogue: {_reason(error)}; correct NANOBANANA_CATALOGUE") from None
+    # An object store's listing is cached in the process: a daemon would never see a new file.
+    fs.invalidate_cache()
+    return fs, folder.rstrip("/") or "/"
+
+
+def _children(fs: AbstractFileSystem, folder: str) -> list[str]:
+    if fs.isfile(folder):
+        raise UserError(f"{folder} is a file: set NANOBANANA_CATALOGUE to the folder that it is in")
+    names = fs.ls(folder, detail=False)
+    return sorted(name for name in names if not _basename(name).startswith(_HIDDEN))
+
+
+def _source(fs: AbstractFileSystem, root: str, child: str) -> CatalogueSource | None:
+    if fs.isdir(child):
+        paths = [path for path in sorted(fs.find(child)) if _belongs(path[len(child) :])]
+        files = tuple(_describe(fs, root, path) for path in paths)
+        return CatalogueSource(_checked_name(_basename(child)), files) if files else None
+    if not child.lower().endswith(_SUFFIX):
+        return None
+    return CatalogueSource(_checked_name(_basename(child)[: -len(_SUFFIX)]), (_describe(fs, root, child),))
+
+
+def _belongs(path: str) -> bool:
+    """Whether a path below a catalogue's folder is one of its files."""
+    parts = PurePosixPath(path).parts
+    return path.lower().endswith(_SUFFIX) and not any(part.startswith(_HIDDEN) for part in parts)
+
+
+def _describe(fs: AbstractFileSystem, root: str, path: str) -> CatalogueFile:
+    local = isinstance(fs, LocalFileSystem)
+    info = _info(fs, path)
+    changed = next((str(info[mark]) for mark in _CHANGE_MARKS if info.get(mark)), "")
+    return CatalogueFile(
+        uri=path if local else fs.unstrip_protocol(path),
+        path=path[len(root) :].lstrip("/"),
+        size=int(info.get("size") or 0),
+        changed=changed,
+    )
+
+
+def _info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+    try:
+        return fs.info(path)
+    except FileNotFoundError:
+        # Gone since it was listed, or a link to nowhere: reading it will say so in a row of its own.
+        return {}
+
+
+def _basename(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _checked_name(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the catalogue's name {name!a} is not valid UTF-8: rename it") from None
+    return name
