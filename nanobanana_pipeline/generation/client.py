@@ -55,6 +55,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 425, 429})
 _CLIENT_ERRORS = range(400, 500)
 _HIDDEN = "***"
+# Not orjson: it refuses half a character, which a prompt from elsewhere may hold, and a submit must not raise.
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 _LONG_KEY = 12
 _MAX_PLACE_CHARS = 200
 
@@ -176,7 +178,7 @@ class HttpProvider:
         headers = self._submit_headers.copy()
         # The provider documents neither as a promise; both help to find a request in its logs.
         headers["x-request-id"] = headers["idempotency-key"] = idempotency_key
-        body = json.dumps(wire.submit_body(request, self._spec), separators=(",", ":")).encode()
+        body = _COMPACT.encode(wire.submit_body(request, self._spec)).encode()
         message = httpx.Request("POST", self._submit_url, headers=headers, content=body, extensions=self._api_limits)
         try:
             answer = await self._ask(message, self._timeouts.submit_s)

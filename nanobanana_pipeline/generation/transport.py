@@ -15,6 +15,7 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Protocol
 
 import aiohttp
@@ -57,8 +58,9 @@ class TooLargeError(BodyError):
     """The body is larger than it may be."""
 
 
+@cache
 def tls_context() -> ssl.SSLContext:
-    """The usual certificates, whatever the environment says."""
+    """The usual certificates, whatever the environment says. Reading them takes longer than a hundred requests."""
     return httpx.create_ssl_context(verify=True, trust_env=False)
 
 
@@ -161,7 +163,7 @@ def _inflater(encoding: str) -> "_Inflater | None":
 
 
 def _address(request: httpx.Request) -> URL:
-    """Where the request goes, as it stands: it is quoted already, and a signature holds for exactly these characters."""
+    """Where the request goes, as it stands: it is quoted already, and a signature holds for just these characters."""
     target: bytes | None = request.extensions.get("target")
     if target is None:
         return URL(str(request.url), encoded=True)

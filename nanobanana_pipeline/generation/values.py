@@ -90,7 +90,7 @@ def storable(value: Any, scrub: Scrub, *, depth: int = 0) -> Any:
 
 
 def bounded(fields: dict[str, Any], scrub: Scrub) -> dict[str, Any]:
-    """The fields, storable, when they fit into 64 KiB of JSON; else the first that do, and `LEFT_OUT` names the others."""
+    """The fields, storable, if they fit into 64 KiB of JSON; else those that do, and `LEFT_OUT` names the others."""
     kept: dict[str, Any] = storable(fields, scrub)
     if len(orjson.dumps(kept)) <= MAX_STORED_BYTES:
         return kept

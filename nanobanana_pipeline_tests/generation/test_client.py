@@ -107,6 +107,35 @@ def test_a_submit_is_one_request_in_the_shape_of_the_page(run: Run) -> None:
     run(body())
 
 
+def test_the_api_may_be_below_a_path(run: Run) -> None:
+    """Gateways of a company often are, and a poll must go where the submit went."""
+
+    async def body() -> None:
+        async with RawServer(lambda _: reply(200, TASK)) as server, provider(f"{server.url}/ai/v9/") as client:
+            assert isinstance(await client.submit(REQUEST, "attempt-1"), Accepted)
+            assert isinstance(await client.poll("task-1"), Polled)
+            assert (await client.probe()).origin == server.url
+        assert [seen.target for seen in server.requests] == [
+            "/ai/v9/model/v1/generation",
+            "/ai/v9/model/v1/generation/task/task-1",
+            "/ai/v9/",
+        ]
+
+    run(body())
+
+
+def test_any_prompt_can_be_sent(run: Run) -> None:
+    """Emoji, half a character and control characters arrive as JSON; a prompt must not raise on the way out."""
+    prompt = 'a "cat"\n\x00 \U0001f431 é \ud800'
+
+    async def body() -> None:
+        async with RawServer(lambda _: reply(200, TASK)) as server, provider(server.url) as client:
+            assert isinstance(await client.submit(Request("nano_banana_2", prompt), "attempt-1"), Accepted)
+        assert json.loads(server.requests[0].body)["input"][0]["params"]["prompt"] == prompt
+
+    run(body())
+
+
 def test_a_refused_connection_is_no_unknown(run: Run) -> None:
     """Nothing left, so nothing can be billed: holding the item for a person would stop work for no reason."""
 
@@ -268,7 +297,7 @@ def test_a_wait_that_the_provider_asks_for_is_handed_on(run: Run) -> None:
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
 def test_an_answer_is_read_up_to_its_limit(run: Run, encoding: str) -> None:
     """A few kilobytes of gzip can hold gigabytes: the limit counts what comes out."""
-    bomb = b" " * 50_000_000
+    bomb = b" " * 5_000_000
     sent = gzip.compress(bomb) if encoding == "gzip" else bomb
 
     async def body() -> None:
@@ -456,7 +485,7 @@ def test_a_compressed_result_has_its_limit_too(run: Run) -> None:
     """A download is the larger door for a bomb."""
 
     async def body() -> None:
-        bomb = reply(200, gzip.compress(bytes(50_000_000)), content_encoding="gzip")
+        bomb = reply(200, gzip.compress(bytes(5_000_000)), content_encoding="gzip")
         outcome = await download_from(bomb, spec=small(image=100_000))
         assert isinstance(outcome, DownloadError)
         assert outcome.kind == "bad_output"
