@@ -1,0 +1,118 @@
+"""A look at what was made: one small picture of many images, light enough to be kept in Dagster's event log for good.
+
+The markdown holds a picture of at most a few kilobytes and the path of a larger one beside the images. Which images are
+current is the ledger's word; thumbnails come from `thumbnails`.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+import sqlalchemy as sa
+from PIL import Image, ImageOps
+
+from nanobanana_pipeline.catalogue.identity import safe_name
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.reporting.figures import Scope, is_current
+from nanobanana_pipeline.reporting.thumbnails import Pictured, make_missing, read_thumbnail
+
+MARKDOWN_BYTES: Final = 10_000
+"""Metadata stays in the event log for good, so a sheet in it must stay small."""
+
+_FULL_SHEET_IMAGES: Final = 120
+_FULL_CELL: Final = 200
+_FULL_COLUMNS: Final = 12
+_GAP: Final = 4
+# Images, columns, side of a cell and quality of the small sheet, best first: the first that is light enough is taken.
+_LADDER: Final = (
+    (24, 8, 88, 50),
+    (24, 8, 88, 32),
+    (18, 6, 88, 32),
+    (18, 6, 72, 28),
+    (14, 7, 72, 24),
+    (12, 6, 64, 20),
+    (8, 4, 64, 20),
+    (4, 4, 48, 10),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ContactSheet:
+    """`markdown` (less than 10 kB) shows some images; `path`, relative to the output, is a larger picture of more.
+
+    `images` is how many current images there are; without any, `path` is None.
+    """
+
+    markdown: str
+    path: str | None
+    images: int
+
+
+def contact_sheet(workspace: Workspace, shard: str | None = None, *, catalogue: str | None = None) -> ContactSheet:
+    """The sheet of a shard, a catalogue, or everything; missing thumbnails of the images on it are made."""
+    total, chosen = _choose(workspace, Scope(catalogue=catalogue, shard=shard))
+    store = workspace.images
+    shown = [image for image, there in make_missing(store, chosen) if there]
+    if not shown:
+        return ContactSheet("No images yet.", None, total)
+    pictures = [ImageOps.fit(read_thumbnail(store, image.sha256), (_FULL_CELL, _FULL_CELL)) for image in shown]
+    path = f"sheets/{safe_name(shard or catalogue or 'all')}.webp"
+    store.write(path, _sheet(pictures, _FULL_COLUMNS, _FULL_CELL, quality=80))
+    caption = f"{total:,} image{'s' * (total != 1)}"
+    return ContactSheet(f"{_small_sheet(pictures, caption)}\n\n{caption}; a larger sheet: `{path}`", path, total)
+
+
+def _choose(workspace: Workspace, scope: Scope) -> tuple[int, list[Pictured]]:
+    """How many current images there are, and some of them, taken evenly in the order of the catalogue."""
+    items, attempts = schema.items, schema.attempts
+    current = attempts.join(items, items.c.item_id == attempts.c.item_id)
+    conditions = [is_current(), items.c.active, *scope.of_attempts()]
+    count = sa.select(sa.func.count()).select_from(current).where(*conditions)
+    order = sa.func.row_number().over(order_by=[items.c.catalogue, items.c.position])
+    with workspace.ledger.database.read() as connection:
+        total: int = connection.execute(count).scalar_one()
+        numbered = (
+            sa.select(attempts.c.images, order.label("number")).select_from(current).where(*conditions).subquery()
+        )
+        wanted = {i * total // _FULL_SHEET_IMAGES + 1 for i in range(_FULL_SHEET_IMAGES)}
+        query = sa.select(numbered.c.images).where(numbered.c.number.in_(wanted)).order_by(numbered.c.number)
+        listed = [orjson.loads(images)[0] for images in connection.execute(query).scalars()]
+    return total, [Pictured(image["path"], image["sha256"]) for image in listed]
+
+
+def _small_sheet(pictures: Sequence[Image.Image], caption: str) -> str:
+    """The sheet as a markdown image with its data inside."""
+    for count, columns, cell, quality in _LADDER:
+        data = _sheet(_evenly(pictures, count), columns, cell, quality=quality)
+        markdown = f"![contact sheet of {caption}](data:image/webp;base64,{base64.b64encode(data).decode()})"
+        # Room for the lines around it.
+        if len(markdown) < MARKDOWN_BYTES - 500:
+            return markdown
+    return f"The sheet of {caption} is too large to be shown here."
+
+
+def _evenly(pictures: Sequence[Image.Image], count: int) -> list[Image.Image]:
+    if len(pictures) <= count:
+        return list(pictures)
+    return [pictures[i * len(pictures) // count] for i in range(count)]
+
+
+def _sheet(pictures: Sequence[Image.Image], columns: int, cell: int, *, quality: int) -> bytes:
+    """The pictures in square cells, row by row, as WebP."""
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    # What no picture covers is transparent: it is looked at on light and dark grounds.
+    sheet = Image.new("RGBA", (columns * (cell + _GAP) - _GAP, rows * (cell + _GAP) - _GAP))
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, columns)
+        sheet.paste(
+            picture.resize((cell, cell), Image.Resampling.LANCZOS, reducing_gap=3.0),
+            (column * (cell + _GAP), row * (cell + _GAP)),
+        )
+    written = io.BytesIO()
+    sheet.save(written, "WEBP", quality=quality, method=3)
+    return written.getvalue()

@@ -1,0 +1,78 @@
+"""Small WebP pictures of images, made once and kept under `thumbnails/` by the hash of the image they show.
+
+They are made from what the pipeline stored and can be deleted at any time: the next report makes them again. Which
+images are shown where is for `contact_sheet` and `gallery`.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Final
+
+from PIL import Image, UnidentifiedImageError
+
+from nanobanana_pipeline.storage.images import ImageStore
+
+SIDE: Final = 320
+"""The longer side of a thumbnail, in pixels."""
+_QUALITY: Final = 72
+_CHUNK: Final = 256
+_MOST_THREADS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Pictured:
+    """An image file, as the ledger names it."""
+
+    path: str
+    sha256: str
+
+
+def thumbnail_path(sha256: str) -> str:
+    """Where the thumbnail of an image with this hash is, relative to the output."""
+    return f"thumbnails/{sha256[:2]}/{sha256}.webp"
+
+
+def make_missing(store: ImageStore, images: Iterable[Pictured]) -> Iterator[tuple[Pictured, bool]]:
+    """Make what thumbnails are missing, in threads; yields each image and whether it has one now, in order.
+
+    An image whose file is gone or can't be decoded has none: a report is no place to fail for that.
+    """
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads, thread_name_prefix="thumbnail") as pool:
+        remaining = iter(images)
+        while chunk := list(islice(remaining, _CHUNK)):
+            yield from zip(chunk, pool.map(partial(_ensure, store), chunk), strict=True)
+
+
+def read_thumbnail(store: ImageStore, sha256: str) -> Image.Image:
+    """A thumbnail that is there, decoded."""
+    picture = Image.open(io.BytesIO(store.read(thumbnail_path(sha256))), formats=("WEBP",))
+    return picture.convert("RGBA")
+
+
+def _ensure(store: ImageStore, image: Pictured) -> bool:
+    path = thumbnail_path(image.sha256)
+    if store.exists(path):
+        return True
+    try:
+        store.write(path, _thumbnail(store.read(image.path)))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        # What Pillow's decoders raise for torn files, and what a missing file or a path out of the output raises.
+        return False
+    return True
+
+
+def _thumbnail(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as picture:
+        # A JPEG can be decoded at a fraction of its size, which saves most of the time.
+        picture.draft("RGB", (2 * SIDE, 2 * SIDE))
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        small = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+        written = io.BytesIO()
+        small.save(written, "WEBP", quality=_QUALITY, method=3)
+    return written.getvalue()

@@ -1,0 +1,102 @@
+"""Workspaces that a real engine filled: reports are held against a provider's book, not against rows made up here."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import SecretStr
+
+from nanobanana_pipeline.generation.client import HttpProvider
+from nanobanana_pipeline.generation.intake import refresh
+from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger.ledger import Stamp
+from nanobanana_pipeline.settings import SIMULATOR_KEY, load_settings
+from nanobanana_pipeline.simulator.process import SimulatorProcess
+
+Row = Mapping[str, Any]
+
+
+class World:
+    """A catalogue, a provider and an output, and the three things that can be done with them."""
+
+    def __init__(
+        self, folder: Path, *, faults: Sequence[Row] = (), cached_picture: bool = True, **settings: Any
+    ) -> None:
+        """`faults` are the rules of a fault script; further settings are those of the pipeline."""
+        self.folder = folder
+        (folder / "catalogue").mkdir()
+        script = folder / "faults.json"
+        script.write_bytes(orjson.dumps(list(faults)))
+        self._running = ExitStack()
+        self.provider = self._running.enter_context(
+            SimulatorProcess(
+                book=folder / "book.jsonl", latency=0.02, sigma=0.2, faults=script, cached_picture=cached_picture
+            )
+        )
+        wanted = load_settings(
+            api_key=SecretStr(SIMULATOR_KEY),
+            base_url=self.provider.base_url,
+            catalogue=str(folder / "catalogue"),
+            output=str(folder / "output"),
+            **settings,
+        )
+        self.workspace = self._running.enter_context(Workspace.open(wanted))
+        self.workspace.ledger.claim(Stamp("simulated", self.provider.base_url))
+        self._runs = itertools.count(1)
+
+    def catalogue(self, name: str, rows: Sequence[Row]) -> None:
+        """Write a catalogue, or overwrite it: that is how a person edits one."""
+        names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+        columns = {column: [row.get(column) for row in rows] for column in names}
+        pq.write_table(pa.table(columns), self.folder / "catalogue" / f"{name}.parquet")
+
+    def run(self, **options: Any) -> list[ShardReport]:
+        """Register what changed, then work off every shard."""
+        run_id = f"run-{next(self._runs)}"
+        refreshed = refresh(self.workspace)
+        run = RunOptions(run_id=run_id, root_run_id=run_id, run_scope=run_id, allow_duplicates=True, **options)
+        return [generate_shard(self.workspace, shard, self._open, run) for shard in refreshed.shards]
+
+    def billed(self) -> Decimal:
+        """What the provider has billed by now, in dollars, by its own book."""
+        return sum((Decimal(row["cost_usd"]) for row in self.provider.book if row["event"] == "billed"), Decimal(0))
+
+    def close(self) -> None:
+        """Stop the provider and close the workspace."""
+        self._running.close()
+
+    def _open(self) -> HttpProvider:
+        settings = self.workspace.settings
+        return HttpProvider(self.workspace.spec, settings.api_key, base_url=settings.base_url)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    """`world(faults=[…])`: a new, empty one, closed at the end."""
+    with ExitStack() as open_worlds:
+
+        def make(**options: Any) -> World:
+            folder = tmp_path / f"world-{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            made = World(folder, **options)
+            open_worlds.callback(made.close)
+            return made
+
+        yield make
+
+
+def rows(count: int, **columns: Any) -> list[dict[str, Any]]:
+    """Rows of a catalogue, with prompt ids `p000`…; a column given as a list is gone through again and again."""
+    return [
+        {"prompt_id": f"p{i:03}", "prompt": f"a picture of thing number {i}"}
+        | {name: value[i % len(value)] if isinstance(value, list) else value for name, value in columns.items()}
+        for i in range(count)
+    ]
