@@ -102,11 +102,6 @@ class DataFiles:
             list(names), schema=schema, filesystem=self._filesystem, format="parquet", exclude_invalid_files=False
         )
 
-    def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
-        """The size of each file in bytes; None for one that is not there."""
-        infos = self._filesystem.get_file_info(list(names))
-        return {info.path: info.size if info.type == pafs.FileType.File else None for info in infos}
-
 
 class _OpenFile:
     """One Parquet file being written, with what Delta keeps about it."""

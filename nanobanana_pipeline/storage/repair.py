@@ -15,10 +15,10 @@ from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, PostCommitHookProperties
+from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from nanobanana_pipeline.storage import durable
+from nanobanana_pipeline.storage import delta_log, durable
 
 _ENTRY: Final = re.compile(r"\d{20}\.json\Z")
 _CHECKPOINT: Final = re.compile(r"(\d{20})\.checkpoint.*\.parquet\Z")
@@ -46,8 +46,10 @@ def repair_table(folder: Path, older_than_s: float) -> Iterator[Repair]:
             yield Repair(name, f"removed {entry.name}, left by a writer that died", rebuild=False)
     for checkpoint in _torn_checkpoints(log):
         checkpoint.unlink()
-        (log / "_last_checkpoint").unlink(missing_ok=True)
         yield Repair(name, f"removed the torn checkpoint {checkpoint.name}", rebuild=False)
+    if _points_nowhere(log / "_last_checkpoint"):
+        (log / "_last_checkpoint").unlink()
+        yield Repair(name, "removed the pointer to a checkpoint that is not there", rebuild=False)
     entries = sorted(entry for entry in log.iterdir() if _ENTRY.match(entry.name))
     while entries and _is_torn(entries[-1]):
         torn = entries.pop()
@@ -73,6 +75,16 @@ def _torn_checkpoints(log: Path) -> list[Path]:
             except (pa.ArrowException, OSError):
                 torn.append(entry)
     return torn
+
+
+def _points_nowhere(pointer: Path) -> bool:
+    try:
+        version = int(json.loads(pointer.read_bytes())["version"])
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True
+    return not any(pointer.parent.glob(f"{version:020}.checkpoint*.parquet"))
 
 
 def _is_torn(entry: Path) -> bool:
@@ -108,7 +120,7 @@ def _missing_data(folder: Path) -> Iterator[Repair]:
             file.unlink()
             bad += 1
     if bad:
-        delta.repair(post_commithook_properties=PostCommitHookProperties(create_checkpoint=False))
+        delta.repair(post_commithook_properties=delta_log.NO_HOOKS)
         newest = max(entry for entry in (folder / "_delta_log").iterdir() if _ENTRY.match(entry.name))
         durable.sync(str(newest))
         durable.sync(str(newest.parent))

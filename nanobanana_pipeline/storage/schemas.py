@@ -236,3 +236,6 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "cost_daily": COST_DAILY,
     "reconciliation": RECONCILIATION,
 }
+
+NOT_FROM_LEDGER: Final = frozenset({"reconciliation"})
+"""The tables that come from elsewhere; every other can be made again from the ledger and the catalogue."""

@@ -9,7 +9,6 @@ after a power cut is in `repair`.
 # pyright: reportUnknownParameterType=false
 # pyarrow ships no types.
 
-import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,16 +19,16 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties
+from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.storage import durable
+from nanobanana_pipeline.storage import delta_log, durable
 from nanobanana_pipeline.storage.data_files import STATISTICS_COLUMNS, DataFiles, fingerprint
 from nanobanana_pipeline.storage.repair import Repair, repair_table
-from nanobanana_pipeline.storage.schemas import SCHEMAS, description_of
+from nanobanana_pipeline.storage.schemas import NOT_FROM_LEDGER, SCHEMAS, description_of
 
 TABLES: Final = "tables"
 """The folder of the tables, under the output."""
@@ -37,12 +36,12 @@ TABLES: Final = "tables"
 Predicate = Mapping[str, str]
 """Which rows are meant: those whose columns have exactly these values."""
 
-# A checkpoint costs about 60 ms, and each commit since the last one about 1 ms at every opening.
-_CHECKPOINT_EVERY: Final = 25
-# Opening a table and committing to it look at every entry of the log: with 2,000 of them each takes 25 ms more.
-_LOG_KEPT: Final = "interval 1 hours"
+_MODE: Final = "nanobanana.mode"
+_MEND: Final = "run `nanobanana repair`, which rebuilds it from the ledger at no cost"
+
 _COMMIT_TRIES: Final = 100
 _BATCH_ROWS: Final = 100_000
+
 # Merging pays from some hundred files on; fifty shards to a file keep it cheap to replace one of them later.
 _SMALL_BYTES: Final = 2_000_000
 _MANY_FILES: Final = 200
@@ -50,15 +49,6 @@ _MERGED_FILES: Final = 50
 _MERGED_AFTER_MS: Final = 3_600_000
 # A query that began before a file was replaced may read it still.
 _DELETED_KEPT_H: Final = 168
-_MEND: Final = "run `nanobanana repair`, which rebuilds it from the ledger at no cost"
-_MODE: Final = "nanobanana.mode"
-
-# Every commit is tried once at the version that was checked. Delta's own retries would let two writers that both find a
-# shard empty write it twice; and its checkpoints would be written before the commit that they sum up is durable.
-_ONCE: Final = CommitProperties(max_commit_retries=0)
-_NO_HOOKS: Final = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
-
-_log = logging.getLogger(__name__)
 
 
 class Conflict(Exception):  # noqa: N818 - not an error: the caller reads the ledger again and repeats
@@ -136,14 +126,14 @@ class Tables:
         """
         delta = self._at(name, expected_version)
         before = _names(delta, predicate) if expected_version is not None else frozenset()
-        change: _Change | None = None
+        change: delta_log.Change | None = None
         for attempt in range(_COMMIT_TRIES):
             self._refresh(name, delta)
             self._check_mode(name, delta)
             now = _names(delta, predicate)
             if change and change.paths and change.paths <= now:
                 # An object store may take a commit and lose the answer; repeated, it looks like someone else's.
-                return self._settle(name, delta.version())
+                return delta_log.settle(self.uri(name), delta.version())
             if now != before:
                 if change:
                     change.discard()
@@ -152,8 +142,8 @@ class Tables:
             change = change or self._change(name, delta, data, predicate, before)
             if not change.adds and not change.removes:
                 return delta.version()
-            if _commit(delta, change):
-                return self._settle(name, delta.version() + 1)
+            if delta_log.commit(delta, change):
+                return delta_log.settle(self.uri(name), delta.version() + 1)
             # Many shards end at once at times; the one that is pushed back must not meet the same crowd again.
             time.sleep(random.uniform(0, min(0.5, 0.01 * attempt)))  # noqa: S311
         # Not discarded: after so many tries the last commit's outcome may be unknown. `maintain` takes the files away.
@@ -168,8 +158,8 @@ class Tables:
         for _ in range(_COMMIT_TRIES):
             if not change.adds:
                 return delta.version()
-            if _commit(delta, change):
-                return self._settle(name, delta.version() + 1)
+            if delta_log.commit(delta, change):
+                return delta_log.settle(self.uri(name), delta.version() + 1)
             self._refresh(name, delta)
         raise Conflict(f"{name}: {_COMMIT_TRIES} commits of others came first")
 
@@ -212,13 +202,13 @@ class Tables:
         Where `rebuild` is set rows are missing, and the table has to be written again from the ledger. Only local
         tables can be torn: an object store shows an object once it is there in full.
         """
-        found: list[Repair] = []
-        folder = Path(self._base, TABLES)
-        if not self._local or not folder.is_dir():
-            return found
         self._pinned.clear()
+        found: list[Repair] = []
         for name in SCHEMAS:
-            found += repair_table(folder / name, older_than_s)
+            if self._local:
+                found += repair_table(Path(self.uri(name)), older_than_s)
+            if name not in NOT_FROM_LEDGER and self.open(name) is None:
+                found.append(Repair(name, "is not there", rebuild=True))
         return found
 
     def maintain(self, name: str) -> Upkeep:
@@ -234,12 +224,12 @@ class Tables:
             retention_hours=_DELETED_KEPT_H,
             dry_run=False,
             full=True,
-            commit_properties=_ONCE,
-            post_commithook_properties=_NO_HOOKS,
+            commit_properties=delta_log.ONCE,
+            post_commithook_properties=delta_log.NO_HOOKS,
         )
         delta = DeltaTable(self.uri(name))
-        self._sync_log(name, delta.version())
-        self._checkpoint(name)
+        delta_log.sync(self.uri(name), delta.version())
+        delta_log.checkpoint(self.uri(name))
         return Upkeep(merged, len(deleted))
 
     def _merge_small_files(self, name: str, delta: DeltaTable) -> int:
@@ -259,13 +249,13 @@ class Tables:
         for first in range(0, len(small), _MERGED_FILES):
             group = small[first : first + _MERGED_FILES]
             adds += files.write(files.dataset(group, schema).to_batches(), schema, data_change=False)
-        change = _Change(files, adds, small, data_change=False)
+        change = delta_log.Change(files, adds, small, data_change=False)
         for _ in range(_COMMIT_TRIES):
             if not _names(delta, None).issuperset(small):
                 change.discard()
                 raise Conflict(f"{name}: rows changed while its files were being merged")
-            if _commit(delta, change):
-                self._settle(name, delta.version() + 1)
+            if delta_log.commit(delta, change):
+                delta_log.settle(self.uri(name), delta.version() + 1)
                 return len(small)
         raise Conflict(f"{name}: {_COMMIT_TRIES} commits of others came first")
 
@@ -277,20 +267,23 @@ class Tables:
             return None
         except DeltaError as error:
             raise self._unreadable(name, error) from error
-        if self._local and version is None and Path(self._log_entry(name, delta.version())).stat().st_size == 0:
+        if self._local and version is None and delta_log.entry(self.uri(name), delta.version()).stat().st_size == 0:
             # Delta takes an empty entry for a commit that changed nothing: what it held is missing without a word.
             raise UserError(f"the table {self.uri(name)} lost its latest commit in a crash: {_MEND}")
         return delta
 
-    def _log_entry(self, name: str, version: int) -> str:
-        return f"{self.uri(name)}/_delta_log/{version:020}.json"
-
     def _at(self, name: str, version: int | None) -> DeltaTable:
-        """The table at `version`, to be brought up to date from there."""
+        """The table at `version`, to be brought up to date from there; created when there is none."""
         pinned = self._pinned.pop(name, None)
         if pinned is not None and pinned.version() == version:
             return pinned
-        return self.open(name, version) or self._create(name)
+        try:
+            return self.open(name, version) or self._create(name)
+        except UserError:
+            # When only that version is gone, its log entry was tidied away, or the table was made anew.
+            if self.open(name) is None:
+                raise
+            raise Conflict(f"{name}: there is no version {version} any more") from None
 
     def _create(self, name: str) -> DeltaTable:
         schema = SCHEMAS[name]
@@ -305,14 +298,14 @@ class Tables:
                 name=name,
                 description=f"{description} Simulated: no real money." if self._mode == "simulated" else description,
                 configuration={
-                    "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
+                    "delta.checkpointInterval": str(delta_log.CHECKPOINT_EVERY),
                     "delta.dataSkippingStatsColumns": ",".join(c for c in STATISTICS_COLUMNS if c in schema.names),
-                    "delta.logRetentionDuration": _LOG_KEPT,
+                    "delta.logRetentionDuration": delta_log.LOG_KEPT,
                     **({_MODE: self._mode} if self._mode else {}),
                 },
                 raise_if_key_not_exists=False,  # ours is no key of Delta's
-                commit_properties=_ONCE,
-                post_commithook_properties=_NO_HOOKS,
+                commit_properties=delta_log.ONCE,
+                post_commithook_properties=delta_log.NO_HOOKS,
             )
         except DeltaError:
             # Another worker may have been faster.
@@ -322,7 +315,7 @@ class Tables:
         if self._local:
             durable.sync(uri)
         delta = DeltaTable(uri)
-        self._sync_log(name, 0)
+        delta_log.sync(self.uri(name), 0)
         return delta
 
     def _check_mode(self, name: str, delta: DeltaTable) -> None:
@@ -341,8 +334,8 @@ class Tables:
         try:
             delta.alter.add_columns(
                 DeltaSchema.from_arrow(pa.schema(missing)).fields,
-                commit_properties=_ONCE,
-                post_commithook_properties=_NO_HOOKS,
+                commit_properties=delta_log.ONCE,
+                post_commithook_properties=delta_log.NO_HOOKS,
             )
         except DeltaError:
             # Another worker may have added them at the same moment.
@@ -351,7 +344,7 @@ class Tables:
                 raise
         else:
             delta.update_incremental()
-            self._sync_log(name, delta.version())
+            delta_log.sync(self.uri(name), delta.version())
 
     def _change(
         self,
@@ -360,7 +353,7 @@ class Tables:
         data: pa.Table | pa.RecordBatchReader,
         predicate: Predicate | None,
         replaced: frozenset[str],
-    ) -> "_Change":
+    ) -> delta_log.Change:
         """Write the files of a replacement: the new rows, and the others' rows of files that can't go as a whole."""
         files = DataFiles(self.uri(name), delta)
         schema = SCHEMAS[name].remove_metadata()
@@ -374,84 +367,20 @@ class Tables:
                 removes.append(file)
             if meant and kept:
                 adds += files.write(rows.to_batches(filter=~_matching(predicate)), rows.schema)
-        return _Change(files, adds, removes)
+        return delta_log.Change(files, adds, removes)
 
     def _refresh(self, name: str, delta: DeltaTable) -> None:
         try:
             delta.update_incremental()
         except DeltaError as error:
             raise self._unreadable(name, error) from error
+        if self._local and not delta_log.entry(self.uri(name), delta.version()).exists():
+            # A commit on top of a table that is gone would leave the new one with a hole in its log.
+            raise Conflict(f"{name}: the table was made anew")
 
     def _unreadable(self, name: str, error: DeltaError) -> UserError:
         first_line = str(error).partition("\n")[0]
         return UserError(f"the table {self.uri(name)} can't be read ({first_line}): {_MEND}")
-
-    def _settle(self, name: str, version: int) -> int:
-        """Make the commit of `version` durable, and sum up the log now and then."""
-        self._sync_log(name, version)
-        if version % _CHECKPOINT_EVERY == 0:
-            self._checkpoint(name)
-        return version
-
-    def _sync_log(self, name: str, version: int) -> None:
-        if self._local:
-            durable.sync(self._log_entry(name, version))
-            durable.sync(f"{self.uri(name)}/_delta_log")
-
-    def _checkpoint(self, name: str) -> None:
-        """Sum up the log, so that opening the table stays cheap. The commit stands whether this works or not."""
-        try:
-            delta = DeltaTable(self.uri(name))
-            delta.create_checkpoint()
-            if self._local:
-                log = f"{self.uri(name)}/_delta_log"
-                for entry in Path(log).glob(f"{delta.version():020}.checkpoint*.parquet"):
-                    durable.sync(str(entry))
-                durable.sync(f"{log}/_last_checkpoint")
-                durable.sync(log)
-            delta.cleanup_metadata()
-        except (DeltaError, OSError) as error:
-            _log.warning("no checkpoint of %s, which only makes it slower to open: %s", self.uri(name), error)
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What one commit does to a table's files. The new ones are on the disk already."""
-
-    files: DataFiles
-    adds: list[AddAction]
-    removes: list[str]
-    data_change: bool = True
-
-    @property
-    def paths(self) -> frozenset[str]:
-        """The new files."""
-        return frozenset(add.path for add in self.adds)
-
-    def discard(self) -> None:
-        """Delete the new files of a change that was certainly never committed."""
-        self.files.remove(self.paths)
-
-
-def _commit(delta: DeltaTable, change: _Change) -> bool:
-    """Commit `change` as the version after `delta`'s; False when someone else has taken that version."""
-    now = time.time_ns() // 1_000_000
-    removes = [RemoveAction(file, change.data_change, now) for file in change.removes]
-    try:
-        delta.create_write_transaction(
-            [*change.adds, *removes],
-            "append",
-            delta.schema(),
-            commit_properties=_ONCE,
-            post_commithook_properties=_NO_HOOKS,
-        )
-    except CommitFailedError:
-        seen = delta.version()
-        delta.update_incremental()
-        if delta.version() == seen:
-            raise  # not for another's commit, then
-        return False
-    return True
 
 
 def _names(delta: DeltaTable, predicate: Predicate | None) -> frozenset[str]:
