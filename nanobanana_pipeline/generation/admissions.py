@@ -1,7 +1,7 @@
 """The one door to the provider: every submit asks here first, and goes only when the ledger has entered it.
 
-Items queue here holding nothing but memory. Each round asks the ledger for as many as fit under the cap and the provider's
-limits, in one transaction, and lets those go at once.
+Items queue here holding nothing but memory. Each round asks the ledger for as many as fit under the cap and the
+provider's limits, in one transaction, and lets those go at once.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ class Admissions:
             wait_s = await self._round() if self._queue and not self._stopped else None
 
     async def _round(self) -> float | None:
-        """Ask for the head of the queue; returns how long to wait before the next round, None for until something changes."""
+        """Ask for the head of the queue; returns how long to wait then, None for until something changes."""
         batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
         batch = [waiting for waiting in batch if not waiting.future.done()]
         requests = [waiting.request for waiting in batch]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from nanobanana_pipeline.catalogue.identity import Request
-from nanobanana_pipeline.generation.answers import Downloaded, DownloadError, DownloadFault
+from nanobanana_pipeline.generation.answers import Downloaded, DownloadError
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.limits import backoff_s
 from nanobanana_pipeline.generation.patience import Patience

@@ -1,4 +1,4 @@
-"""The loop that works a shard off: first what is open, then what is new, bounded in flight, and stoppable at any moment.
+"""The loop that works a shard off: first what is open, then what is new, bounded and stoppable at any moment.
 
 One asyncio task per item in flight and none for those that wait, so memory goes with what is in flight and not with the
 shard. What happens to one item is `lifecycle`'s business.
@@ -80,9 +80,7 @@ class Engine:
         self._clock_offset_ms = time.time() * 1000 - time.monotonic() * 1000
         self._schedule = PollSchedule(ledger.latencies(spec.name))
         self._executor = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="images")
-        self._admissions = Admissions(
-            ledger, worker, options.caps, gate, patience_s=options.policy.task_deadline_s
-        )
+        self._admissions = Admissions(ledger, worker, options.caps, gate, patience_s=options.policy.task_deadline_s)
         self._lifecycle = Lifecycle(
             ledger=ledger,
             provider=provider,
@@ -235,8 +233,10 @@ class Engine:
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None or isinstance(
-            error, StoppedError | SettledElsewhereError
+        if (
+            task.cancelled()
+            or (error := task.exception()) is None
+            or isinstance(error, StoppedError | SettledElsewhereError)
         ):
             return
         # The first reason is the reason; what follows from it is noise.

@@ -1,4 +1,4 @@
-"""From catalogues to work: every row checked, good ones entered in the ledger, bad ones told why, tables brought up to date.
+"""From catalogues to work: every row checked, good ones entered in the ledger, bad ones told why.
 
 Spends nothing. A catalogue whose files have not changed since it was last entered is not read again.
 """

@@ -1,7 +1,7 @@
 """One item's way from admission to its images: submit, poll, settle, deliver, and what to do when any of it goes wrong.
 
-Each step is entered in the ledger before the next begins. What an error *is* was decided in `errors`; what follows from it
-is decided here and nowhere else.
+Each step is entered in the ledger before the next begins. What an error *is* was decided in `errors`; what follows
+from it is decided here and nowhere else.
 """
 
 import asyncio
@@ -129,9 +129,7 @@ class Lifecycle:
             try:
                 attempt = await self._submit(candidate)
             except DeferredError as deferred:
-                note = str(deferred)
-                await self._ledger.post(lambda postings, item=candidate.item_id: postings.defer([item], note))
-                self._tally.deferred += 1
+                await self._defer(candidate, str(deferred))
                 return made
             if isinstance(attempt, Stale):
                 return made
@@ -156,18 +154,20 @@ class Lifecycle:
                 return await self._failed(attempt, task, failures)
             await self._completed(attempt, task)
         if attempt.state is AttemptState.COMPLETED:
-            return await self._deliver(attempt, failures)
+            return await self._deliver(attempt)
         # A submit that was answered at once with a failure ends here, too.
         return self._again_after(attempt, failures)
+
+    async def _defer(self, candidate: Candidate, note: str) -> None:
+        await self._ledger.post(lambda postings: postings.defer([candidate.item_id], note))
+        self._tally.deferred += 1
 
     # --- submit ------------------------------------------------------------------------------------------------------
 
     async def _submit(self, candidate: Candidate) -> Attempt | Stale:
         request = Request.from_json(candidate.body)
         today = datetime.fromtimestamp(self._now_ms() / 1000, UTC).date()
-        reserve = reservation(
-            self._spec, len(request.prompt), len(request.image_urls), request.resolution, today
-        )
+        reserve = reservation(self._spec, len(request.prompt), len(request.image_urls), request.resolution, today)
         again: Attempt | None = None
         for number in range(1, self._patience.submit_tries + 1):
             attempt = await self._admissions.admit(AdmissionRequest(candidate, reserve, again))
@@ -176,7 +176,9 @@ class Lifecycle:
             try:
                 self._lease.check()
             except LeaseLostError:
-                await self._refuse(attempt, Refused(ErrorKind.RETRYABLE, None, "not sent: lease lost"), ItemState.PENDING)
+                await self._refuse(
+                    attempt, Refused(ErrorKind.RETRYABLE, None, "not sent: lease lost"), ItemState.PENDING
+                )
                 raise
             self._tally.submitted += 1
             answer = await self._send(attempt, request)
@@ -200,8 +202,7 @@ class Lifecycle:
             if number < self._patience.submit_tries:
                 await self._pause(max(answer.retry_after_s or 0.0, self._backoff_s(number)))
         self._tally.deferred += 1
-        assert again is not None
-        return again
+        return again or Stale()
 
     async def _send(self, attempt: Attempt, request: Request) -> Accepted | Refused | Unknown:
         """Send, and wait for the answer even when the run is being stopped: a lost answer may be a lost image."""
@@ -289,14 +290,13 @@ class Lifecycle:
 
     async def _poll_to_the_end(self, attempt: Attempt) -> Task | None:
         """Poll until the task has ended. None when it is overdue, or was found so and is still running."""
-        assert attempt.task_id is not None
         began = time.monotonic() - self._age_s(attempt)
         latencies = self._schedule.of(attempt.resolution)
         unknown_since: float | None = None
         wait_s = max(0.0, latencies.first_poll_s() - self._age_s(attempt))
         while True:
             await self._pause(wait_s)
-            answer = await self._provider.poll(attempt.task_id)
+            answer = await self._provider.poll(attempt.task_id or "")
             attempt.polls += 1
             self._tally.polls += 1
             now = time.monotonic()
@@ -359,6 +359,7 @@ class Lifecycle:
             error_code=code,
             error_message=message,
         )
+        self._tally.cost_micros += attempt.cost_micros
         if not again:
             self._tally.failed_with(kind)
 
@@ -393,11 +394,11 @@ class Lifecycle:
             self._tally.prompt_tokens += task.usage.prompt_tokens or 0
             self._tally.completion_tokens += task.usage.completion_tokens or 0
 
-    async def _deliver(self, attempt: Attempt, failures: int) -> Cause | None:
+    async def _deliver(self, attempt: Attempt) -> Cause | None:
         urls: tuple[str, ...] = tuple(orjson.loads(attempt.urls or "[]"))
         if not urls:
             text = f'; it says: "{attempt.text[:200]}"' if attempt.text else ""
-            return await self._unusable(attempt, f"the task completed without an image{text}", failures)
+            return await self._unusable(attempt, f"the task completed without an image{text}")
         request = Request.from_json(attempt.body)
         delivered = await self._delivery.deliver(attempt, request, urls, lambda: self._fresh_urls(attempt))
         if delivered.images:
@@ -417,9 +418,9 @@ class Lifecycle:
             # Paid for, and the image host is only out of order: the next run asks again.
             await self._ledger.post(lambda postings: postings.note(attempt, error_message=delivered.message))
             return None
-        return await self._unusable(attempt, delivered.message, failures)
+        return await self._unusable(attempt, delivered.message)
 
-    async def _unusable(self, attempt: Attempt, message: str, failures: int) -> Cause | None:
+    async def _unusable(self, attempt: Attempt, message: str) -> Cause | None:
         again = self._policy.on_unusable == "regenerate" and attempt.attempt < self._policy.max_attempts
         await self._move(
             attempt,
@@ -436,8 +437,7 @@ class Lifecycle:
 
     async def _fresh_urls(self, attempt: Attempt) -> tuple[str, ...]:
         """The task's result URLs as they are now."""
-        assert attempt.task_id is not None
-        answer = await self._provider.poll(attempt.task_id)
+        answer = await self._provider.poll(attempt.task_id or "")
         attempt.polls += 1
         self._tally.polls += 1
         return () if isinstance(answer, PollError) else answer.task.image_urls

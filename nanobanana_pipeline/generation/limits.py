@@ -3,8 +3,8 @@
 Pure arithmetic on a small state. The state lives in the ledger and changes in the admission's own transaction, so every
 process that works for one account obeys the same limits, and an item that waits holds neither a connection nor a slot.
 
-The limit on open tasks grows by one for each limit's worth of accepted submits, and halves when the provider pushes back,
-at most once a second: refusals come in bursts, and one burst is one message.
+The limit on open tasks grows by one for each limit's worth of accepted submits, and halves when the provider pushes
+back, at most once a second: refusals come in bursts, and one burst is one message.
 """
 
 import math
@@ -57,9 +57,7 @@ class Throttle:
 class ProviderGate:
     """Decides how many submits may go now; see `ledger.postings.Gate`."""
 
-    def __init__(
-        self, account: str, *, max_in_flight: int, requests_per_minute: int | None, horizon_s: float
-    ) -> None:
+    def __init__(self, account: str, *, max_in_flight: int, requests_per_minute: int | None, horizon_s: float) -> None:
         self.account = account
         self.horizon_s = horizon_s
         self._max = float(max_in_flight)

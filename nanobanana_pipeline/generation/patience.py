@@ -23,4 +23,5 @@ class Patience:
     stop_grace_s: float = 8.0
     """How long a stop waits for the answers to submits that are in the air."""
     submit_timeout_s: float = 120.0
-    """The longest that a submit can be in the air; a dead worker's lease is taken over no sooner than that after its end."""
+    """The longest that a submit can be in the air; a dead worker's lease is taken over no sooner than that after its
+    end."""

@@ -1,8 +1,9 @@
 """When to ask next whether a task has ended.
 
-Measured beforehand: at equal lag a growing back-off costs more polls than a fixed gap. So the first question comes when the
-quickest tenth of recent tasks had ended, then at a fixed gap; only a task far beyond the usual is asked about less often.
-Where latencies are spread widely the wait for the first tenth saves no polls and adds lag, so it is skipped.
+Measured beforehand: at equal lag a growing back-off costs more polls than a fixed gap. So the first question comes
+when the quickest tenth of recent tasks had ended, then at a fixed gap; only a task far beyond the usual is asked about
+less often. Where latencies are spread widely the wait for the first tenth saves no polls and adds lag, so it is
+skipped.
 """
 
 from collections import deque

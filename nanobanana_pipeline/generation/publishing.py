@@ -1,8 +1,12 @@
 """From the ledger to the tables: a shard's rows of `results`, `images` and `attempts`, and a catalogue's `prompts`.
 
-Tables are derived and never added to: the version is pinned, then the ledger is read, then the rows are replaced against
-that version. A writer that lost the race reads the ledger again, so the last rows written are never older than the first.
+Tables are derived and never added to: the version is pinned, then the ledger is read, then the rows are replaced
+against that version. A writer that lost the race reads the ledger again, so the last rows written are never older than
+the first.
 """
+
+# pyright: reportUnknownParameterType=false
+# pyarrow ships no types.
 
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
@@ -65,12 +69,11 @@ def publish_prompts(workspace: Workspace, catalogue: str) -> None:
     replace_rows(workspace, "prompts", {"catalogue": catalogue}, make)
 
 
-def replace_rows(
-    workspace: Workspace, name: str, where: dict[str, str], make: Callable[[], Iterable[Row]]
-) -> None:
+def replace_rows(workspace: Workspace, name: str, where: dict[str, str], make: Callable[[], Iterable[Row]]) -> None:
     """Replace a table's rows `where` the columns have these values by those that `make` reads, in one commit.
 
-    `make` is called again when another writer was there first. Rows pass through in batches: memory does not grow with them.
+    `make` is called again when another writer was there first. Rows pass through in batches: memory does not grow with
+    them.
     """
     for _ in range(_TRIES):
         version = workspace.tables.version(name)

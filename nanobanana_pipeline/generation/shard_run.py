@@ -77,8 +77,9 @@ def generate_shard(
 ) -> ShardReport:
     """Work a shard off and write its tables, whatever happens on the way.
 
-    `on_report` is called with the report before anything is raised. Raises `RunInterruptedError` after a graceful stop, and
-    `UserError` when the provider stops the run (a wrong key, an empty account) or the catalogue seems to be renamed.
+    `on_report` is called with the report before anything is raised. Raises `RunInterruptedError` after a graceful
+    stop, and `UserError` when the provider stops the run (a wrong key, an empty account) or the catalogue seems to be
+    renamed.
     """
     stop = stop or StopSwitch()
     began = time.monotonic()
@@ -90,7 +91,9 @@ def generate_shard(
         lease.acquire()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                engine = runner.run(_work(workspace, shard, open_provider, options, lease, report.tally, stop, on_progress))
+                engine = runner.run(
+                    _work(workspace, shard, open_provider, options, lease, report.tally, stop, on_progress)
+                )
             report.interrupted = engine.stopped and stop.thrown
         except (RunStoppedError, UserError) as error:
             report.failure = error
@@ -201,7 +204,10 @@ def _explained(stopped: RunStoppedError) -> str:
         ErrorKind.AUTH: "check NANOBANANA_API_KEY",
         ErrorKind.BALANCE: "top up the account",
     }.get(stopped.kind, "see the provider's message")
-    return f"the provider stopped the run ({stopped.kind}): {stopped}; {what_to_do} and run again, nothing was charged for it"
+    return (
+        f"the provider stopped the run ({stopped.kind}): {stopped}; "
+        f"{what_to_do} and run again, nothing was charged for it"
+    )
 
 
 def _micros(usd: Decimal | None) -> int | None:

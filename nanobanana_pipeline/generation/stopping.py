@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -38,7 +38,7 @@ class StopSwitch:
             callback()
 
     @contextmanager
-    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
+    def calling(self, callback: Callable[[], None]) -> Generator[None]:
         """Call `callback` on a stop, for as long as the context lasts."""
         with self._lock:
             self._callbacks.append(callback)
@@ -52,7 +52,7 @@ class StopSwitch:
                 self._callbacks.remove(callback)
 
     @contextmanager
-    def on_signals(self) -> Iterator[None]:
+    def on_signals(self) -> Generator[None]:
         """Throw the switch on SIGINT and SIGTERM instead of what they did before; only the main thread can.
 
         Dagster turns both into an exception wherever the main thread happens to be. In the middle of an event loop that

@@ -32,7 +32,10 @@ class Workspace:
         spec = load_spec(settings.model, settings.prices)
         if "://" not in output:
             Path(output).mkdir(parents=True, exist_ok=True)
-        return cls(settings, spec, Ledger(settings.ledger), ImageStore(output), Tables(output))
+        ledger = Ledger(settings.ledger)
+        stamp = ledger.stamp
+        simulated = stamp.mode == "simulated" if stamp else (True if settings.simulated else None)
+        return cls(settings, spec, ledger, ImageStore(output), Tables(output, simulated=simulated))
 
     @property
     def output(self) -> str:

@@ -1,7 +1,7 @@
 """The cap: one counter row per scope, checked and changed in the transaction that makes the attempt.
 
-The rule at every admission: reserved + spent + at risk + the new reservation <= cap, for every scope at once. A settlement
-above its reservation is recorded as it is (the money is gone) and stops the next admission.
+The rule at every admission: reserved + spent + at risk + the new reservation <= cap, for every scope at once. A
+settlement above its reservation is recorded as it is (the money is gone) and stops the next admission.
 """
 
 from collections import defaultdict

@@ -1,21 +1,24 @@
 """Opening the ledger's database: SQLite by default, PostgreSQL by URL.
 
-What differs between the two lives here and nowhere else: pragmas, how a write transaction begins, whose clock counts, and
-which errors mean "try again".
+What differs between the two lives here and nowhere else: pragmas, how a write transaction begins, whose clock counts,
+and which errors mean "try again".
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVarTuple
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import DBAPIError
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger import schema
+
+Ts = TypeVarTuple("Ts")
 
 BUSY_TIMEOUT_S = 60
 _RETRY_SQLSTATES = {"40001", "40P01"}
@@ -37,6 +40,11 @@ class Database:
             case other:
                 raise UserError(f"NANOBANANA_LEDGER_URL: {other} is not supported; use sqlite:/// or postgresql://")
 
+    @property
+    def place(self) -> str:
+        """Where it is, without the password."""
+        return self._url.render_as_string(hide_password=True)
+
     def create_schema(self) -> None:
         """Make what tables are missing; safe for several processes at once. Raises `UserError` when out of reach."""
         try:
@@ -45,23 +53,21 @@ class Database:
                     # Two processes that both create a table race on PostgreSQL's catalogue, IF NOT EXISTS or not.
                     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7202611)")
                 schema.metadata.create_all(connection)
-        except sa.exc.DBAPIError as error:
+        except DBAPIError as error:
             raise UserError(
-                f"the ledger at {self._url.render_as_string(hide_password=True)} can't be opened "
+                f"the ledger at {self.place} can't be opened "
                 f"({_first_line(error)}); check NANOBANANA_LEDGER_URL and that the place can be written to"
             ) from None
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> Generator[Connection]:
         """A read-only transaction on one consistent snapshot."""
-        with self.engine.connect() as connection:
-            if self.dialect == "postgresql":
-                connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            with connection.begin():
-                yield connection
+        options = {"isolation_level": "REPEATABLE READ"} if self.dialect == "postgresql" else {}
+        with self.engine.connect().execution_options(**options) as connection, connection.begin():
+            yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> Generator[Connection]:
         """A write transaction; on SQLite it holds the only write lock from its first statement on."""
         with self.engine.connect().execution_options(nanobanana_write=True) as connection, connection.begin():
             yield connection
@@ -73,7 +79,7 @@ class Database:
             return int(connection.exec_driver_sql(query).scalar_one())
         return time.time_ns() // 1_000_000
 
-    def lock_rows(self, query: sa.Select[Any]) -> sa.Select[Any]:
+    def lock_rows(self, query: sa.Select[*Ts]) -> sa.Select[*Ts]:
         """The same query, holding what it reads until the end of the transaction."""
         return query.with_for_update() if self.dialect == "postgresql" else query
 
@@ -90,7 +96,7 @@ class Database:
         self.engine.dispose()
 
 
-def is_transient(error: sa.exc.DBAPIError) -> bool:
+def is_transient(error: DBAPIError) -> bool:
     """Whether the same transaction may succeed when it is run again: a deadlock or a serialisation failure."""
     return getattr(error.orig, "sqlstate", None) in _RETRY_SQLSTATES
 
@@ -100,7 +106,9 @@ def _sqlite_engine(url: sa.URL) -> Engine:
         try:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"the ledger's folder {Path(url.database).parent} can't be made: {error.strerror}") from None
+            raise UserError(
+                f"the ledger's folder {Path(url.database).parent} can't be made: {error.strerror}"
+            ) from None
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     @event.listens_for(engine, "connect")
@@ -124,5 +132,5 @@ def _sqlite_engine(url: sa.URL) -> Engine:
     return engine
 
 
-def _first_line(error: sa.exc.DBAPIError) -> str:
+def _first_line(error: DBAPIError) -> str:
     return str(error.orig).strip().split("\n", 1)[0]

@@ -1,7 +1,8 @@
 """Who works on what: a lease per worker and shard, renewed by heartbeat, on the database's clock.
 
-A worker may send only while its lease holds. Another may take its attempts over once the lease, a submit's longest time and
-a margin have passed, or at once when the owner is known to be dead (same machine: boot id, pid namespace, pid, start time).
+A worker may send only while its lease holds. Another may take its attempts over once the lease, a submit's longest
+time and a margin have passed, or at once when the owner is known to be dead (same machine: boot id, pid namespace,
+pid, start time).
 """
 
 import os
@@ -25,7 +26,7 @@ MARGIN_S = 5.0
 
 
 class LeaseLostError(Exception):
-    """This worker's lease ran out (it was stopped, or the ledger was out of reach): it must not send any more."""
+    """The worker's lease ran out (it was stopped, or the ledger was out of reach): it must not send any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class ProcessIdentity:
 
     @classmethod
     def current(cls) -> "ProcessIdentity":
-        """This process."""
+        """The process that asks."""
         return cls(socket.gethostname(), _boot_id(), _pid_namespace(), os.getpid(), _start_time(os.getpid()) or "")
 
     def known_dead(self) -> bool:

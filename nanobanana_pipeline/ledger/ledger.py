@@ -1,10 +1,10 @@
 """The ledger as the rest of the project sees it: one object over one database.
 
-What it can be asked is here; how an attempt changes is in `postings`, how a catalogue is entered in `registration`, and what
-is left to do in `work`.
+What it can be asked is here; how an attempt changes is in `postings`, how a catalogue is entered in `registration`,
+and what is left to do in `work`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Self, TypeVar
@@ -83,7 +83,7 @@ class Ledger:
         if mode == stamp.mode and (mode == "simulated" or origin == stamp.origin):
             return
         raise UserError(
-            f"the ledger {self.database.engine.url.render_as_string(hide_password=True)} holds {mode} work of {origin}, "
+            f"the ledger {self.database.place} holds {mode} work of {origin}, "
             f"and this run would add {stamp.mode} work of {stamp.origin}: set NANOBANANA_OUTPUT to another folder "
             "(and NANOBANANA_LEDGER_URL to another ledger, if it is set)"
         )
@@ -95,7 +95,7 @@ class Ledger:
             found = _meta(connection, "schema_version")
         if found != str(schema.SCHEMA_VERSION):
             raise UserError(
-                f"the ledger {self.database.engine.url.render_as_string(hide_password=True)} has schema version {found}, "
+                f"the ledger {self.database.place} has schema version {found}, "
                 f"and this program knows {schema.SCHEMA_VERSION}: use the version of nanobanana_pipeline that wrote it"
             )
 
@@ -161,7 +161,7 @@ class Ledger:
         return await self._writer.post(posting)
 
     @contextmanager
-    def posting(self) -> Iterator[Postings]:
+    def posting(self) -> Generator[Postings]:
         """A transaction of its own, for callers without an event loop."""
         with self.database.write() as connection:
             postings = Postings(self.database, connection)

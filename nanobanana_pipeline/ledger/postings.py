@@ -1,8 +1,8 @@
 """Every change to items, attempts and money, in one place.
 
-A `Postings` is the write side of one transaction; `writer.GroupCommit` runs many workers' postings in it. The rules that
-keep money safe are here and nowhere else: an attempt's row and its reservation are made together, before anything is sent;
-a state changes only along `states.MOVES`; money follows the state.
+A `Postings` is the write side of one transaction; `writer.GroupCommit` runs many workers' postings in it. The rules
+that keep money safe are here and nowhere else: an attempt's row and its reservation are made together, before anything
+is sent; a state changes only along `states.MOVES`; money follows the state.
 """
 
 import secrets
@@ -118,7 +118,8 @@ class Postings:
         shortage = self._counters.reserve(scopes, caps, request.reserve_micros)
         if shortage is not None:
             self.connection.execute(
-                _UNCLAIM, {"b_item": candidate.item_id, "b_was": ItemState.PENDING if request.again else candidate.state}
+                _UNCLAIM,
+                {"b_item": candidate.item_id, "b_was": ItemState.PENDING if request.again else candidate.state},
             )
             return Blocked(BlockedBy.BUDGET, shortage=shortage)
         if request.again is not None:
@@ -230,9 +231,9 @@ class Postings:
     ) -> bool:
         """Move an attempt to state `to`, with its money and its item, and record `facts` (columns of `attempts`).
 
-        `then` is the item's state afterwards, where it is not the usual one. An item edited meanwhile turns pending when
-        its attempt closes: the new request has not been tried. Returns False, changing nothing, when the book says that
-        the move is no longer to be made (another worker has settled the attempt).
+        `then` is the item's state afterwards, where it is not the usual one. An item edited meanwhile turns pending
+        when its attempt closes: the new request has not been tried. Returns False, changing nothing, when the book
+        says that the move is no longer to be made (another worker has settled the attempt).
         """
         if to in _CLOSED:
             facts.setdefault("closed_at", self.now)
@@ -262,16 +263,12 @@ class Postings:
 
     def note(self, attempt: Attempt, **facts: Any) -> None:
         """Record `facts` (columns of `attempts`) that change neither state nor money."""
-        self.connection.execute(
-            _attempts.update().where(_attempts.c.attempt_id == attempt.attempt_id).values(**facts)
-        )
+        self.connection.execute(_attempts.update().where(_attempts.c.attempt_id == attempt.attempt_id).values(**facts))
 
     def defer(self, item_ids: Sequence[str], note: str) -> None:
         """Mark items as waiting for a later run, with the reason."""
         if item_ids:
-            self.connection.execute(
-                _DEFER, [{"b_item": item_id, "b_note": note} for item_id in item_ids]
-            )
+            self.connection.execute(_DEFER, [{"b_item": item_id, "b_note": note} for item_id in item_ids])
 
     def execute(self, statement: Any, parameters: Any = None) -> Any:
         """A statement of another part of the ledger, in this transaction."""

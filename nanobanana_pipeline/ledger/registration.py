@@ -5,7 +5,7 @@ The catalogue is taken in batches, each in a transaction of its own, so that run
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,9 +80,7 @@ def register(
             writing.exec_driver_sql("CREATE TEMPORARY TABLE seen_items (item_id TEXT PRIMARY KEY)")
             insert = database.upsert(_catalogues).values(catalogue=catalogue, next_position=0)
             # Null until the end: a registration that is cut off is done again.
-            writing.execute(
-                insert.on_conflict_do_update(index_elements=["catalogue"], set_={"fingerprint": None})
-            )
+            writing.execute(insert.on_conflict_do_update(index_elements=["catalogue"], set_={"fingerprint": None}))
         for batch in batches:
             if batch:
                 with writing.begin():
@@ -233,9 +231,7 @@ class _Assignment:
 
     def save(self) -> None:
         self._connection.execute(
-            _catalogues.update()
-            .where(_catalogues.c.catalogue == self._catalogue)
-            .values(next_position=self._position)
+            _catalogues.update().where(_catalogues.c.catalogue == self._catalogue).values(next_position=self._position)
         )
         for number, added in self._added.items():
             shard = shard_key(self._catalogue, number)
@@ -261,7 +257,7 @@ _EDIT = (
 )
 
 
-def _known_items(connection: Connection, identities: Sequence[str]) -> dict[str, sa.Row[Any]]:
+def _known_items(connection: Connection, identities: Sequence[str]) -> dict[str, Any]:
     columns = (
         _items.c.item_id,
         _items.c.shard,
@@ -271,14 +267,14 @@ def _known_items(connection: Connection, identities: Sequence[str]) -> dict[str,
         _items.c.active,
         _items.c.state,
     )
-    known: dict[str, sa.Row[Any]] = {}
+    known: dict[str, Any] = {}
     for start in range(0, len(identities), _IDS_A_QUERY):
         query = sa.select(*columns).where(_items.c.item_id.in_(identities[start : start + _IDS_A_QUERY]))
         known.update((row.item_id, row) for row in connection.execute(query))
     return known
 
 
-def _state_after_edit(connection: Connection, row: sa.Row[Any], request_hash: str) -> str:
+def _state_after_edit(connection: Connection, row: Any, request_hash: str) -> str:
     """An item with an open attempt waits for its end; one edited back to a request it has an image of is done again."""
     if row.request_hash == request_hash or row.state in _HAS_OPEN_ATTEMPT:
         return row.state
@@ -309,7 +305,7 @@ def _finish(database: Database, connection: Connection, report: Registration, fi
 
 
 @contextmanager
-def _one_at_a_time(database: Database, catalogue: str) -> Iterator[None]:
+def _one_at_a_time(database: Database, catalogue: str) -> Generator[None]:
     """Hold the lock of a catalogue's assignment; it ends with the process, whatever becomes of that."""
     if database.dialect == "sqlite":
         path = Path(str(database.engine.url.database))

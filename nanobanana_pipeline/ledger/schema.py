@@ -1,7 +1,7 @@
 """The ledger's tables, as SQLAlchemy Core.
 
-Times are integer milliseconds since the epoch (UTC), money is integer micro-dollars: both compare and add exactly on SQLite
-and PostgreSQL alike. JSON is kept as text, as it came.
+Times are integer milliseconds since the epoch (UTC), money is integer micro-dollars: both compare and add exactly on
+SQLite and PostgreSQL alike. JSON is kept as text, as it came.
 """
 
 import sqlalchemy as sa

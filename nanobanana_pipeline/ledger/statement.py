@@ -87,8 +87,9 @@ def catalogue_of_shard(connection: Connection, shard: str) -> str:
 
 
 def paid_elsewhere(connection: Connection, catalogue: str) -> tuple[int, int, str | None]:
-    """Of a catalogue's items that wait for their first image: how many there are, how many of them have an image of the
-    very same request under another catalogue's name, and one such name.
+    """How many of a catalogue's items wait for their first image, and how many of those have one under another name.
+
+    That is an image of the very same request, in another catalogue; the third value is the name of one such.
     """
     other = _items.alias("other")
     waiting = sa.and_(

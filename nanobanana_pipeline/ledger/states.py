@@ -1,7 +1,8 @@
 """The state machines of the book: which states an attempt and an item can be in, and what moves are allowed.
 
-Only facts about states belong here; the SQL that makes a move is in `postings`. Money follows the state and nothing else
-(`holding`), so an attempt can never be counted twice: whatever path it took, its state says where its money stands.
+Only facts about states belong here; the SQL that makes a move is in `postings`. Money follows the state and nothing
+else (`holding`), so an attempt can never be counted twice: whatever path it took, its state says where its money
+stands.
 """
 
 from enum import StrEnum
@@ -73,8 +74,8 @@ class Holding(NamedTuple):
 def holding(state: AttemptState, reserved: int, cost: int) -> Holding:
     """On which account an attempt's money stands in `state`.
 
-    An abandoned attempt stays at risk: a person's word ends the waiting, not the possibility that it was billed. Only an
-    invoice can.
+    An abandoned attempt stays at risk: a person's word ends the waiting, not the possibility that it was billed. Only
+    an invoice can.
     """
     match state:
         case S.SUBMITTING | S.SUBMITTED:

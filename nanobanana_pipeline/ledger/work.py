@@ -1,7 +1,7 @@
 """What is left to do: shards with work, a shard's open attempts, and its items that wait for an attempt.
 
-Only questions live here, plus taking over what a dead worker left; answers are read page by page, so that memory does not
-grow with the shard.
+Only questions live here, plus taking over what a dead worker left; answers are read page by page, so that memory does
+not grow with the shard.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,8 @@
 """Group commit: many small postings, one durable transaction.
 
-A commit costs an fsync. Made one by one, SQLite with synchronous=FULL takes some 800 postings a second; gathered while the
-previous commit was on its way to the disk, it takes over ten thousand, and none is acknowledged before it is durable.
+A commit costs an fsync. Made one by one, SQLite with synchronous=FULL takes some 800 postings a second; gathered while
+the previous commit was on its way to the disk, it takes over ten thousand, and none is acknowledged before it is
+durable.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from nanobanana_pipeline.ledger.database import Database, is_transient
 from nanobanana_pipeline.ledger.postings import Postings
@@ -78,7 +79,7 @@ class GroupCommit:
     def _commit(self, batch: list[_Waiting]) -> None:
         try:
             self._transact(batch)
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is handed to the one who waits
             if len(batch) == 1:
                 batch[0].error = error
             else:
@@ -96,11 +97,12 @@ class GroupCommit:
                     for waiting in batch:
                         waiting.result = waiting.posting(postings)
                     postings.finish()
-                return
-            except sa.exc.DBAPIError as error:
+            except DBAPIError as error:
                 if retry == _RETRIES - 1 or not is_transient(error):
                     raise
                 time.sleep(0.01 * 2**retry)
+            else:
+                return
 
 
 def _answer(batch: list[_Waiting]) -> None:

@@ -18,8 +18,10 @@ from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.settings import Settings, load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 
-QUICK = Patience(submit_backoff_s=0.01, download_backoff_s=0.005, not_found_s=0.2, stop_grace_s=3.0, submit_timeout_s=1.0)
-QUICK_TIMEOUTS = Timeouts(connect_s=0.5, submit_s=1.0, poll_s=1.0, download_s=1.0, idle_s=0.5)
+QUICK = Patience(
+    submit_backoff_s=0.01, download_backoff_s=0.005, not_found_s=0.2, stop_grace_s=3.0, submit_timeout_s=1.0
+)
+QUICK_TIMEOUTS = Timeouts(connect_s=0.5, submit_s=1.0, poll_s=1.0, download_s=10.0, idle_s=0.5)
 
 
 @dataclass
@@ -57,9 +59,7 @@ class Pipeline:
 
     def provider(self, workspace: Workspace) -> HttpProvider:
         settings = workspace.settings
-        return HttpProvider(
-            workspace.spec, settings.api_key, base_url=settings.base_url, timeouts=self.timeouts
-        )
+        return HttpProvider(workspace.spec, settings.api_key, base_url=settings.base_url, timeouts=self.timeouts)
 
     def options(self, **changes: Any) -> RunOptions:
         self.runs += 1

@@ -12,7 +12,10 @@ from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, object]]:
-    return [{"prompt_id": f"p{n}", "prompt": f"a picture of {n}", "aspect_ratio": "1:1"} for n in range(start, start + count)]
+    return [
+        {"prompt_id": f"p{n}", "prompt": f"a picture of {n}", "aspect_ratio": "1:1"}
+        for n in range(start, start + count)
+    ]
 
 
 def test_every_prompt_becomes_a_verified_image_and_the_books_agree(pipeline: Pipeline) -> None:
@@ -95,6 +98,7 @@ def test_a_stopped_run_leaves_what_is_in_flight_to_the_next(pipelines: Callable[
     stop = StopSwitch()
     pipeline.refresh()
     with pipeline.open() as workspace:
+
         def when_all_are_in_flight(tally: object) -> None:
             if pipeline.simulator.stats()["events"].get("accepted", 0) == 5:
                 stop.throw()
@@ -128,7 +132,9 @@ def test_a_renamed_catalogue_is_not_paid_for_again_without_a_word(pipeline: Pipe
     assert len(pipeline.accepted()) == 6
 
 
-def test_the_cap_defers_the_rest_with_the_reason_and_a_higher_one_picks_it_up(pipelines: Callable[..., Pipeline]) -> None:
+def test_the_cap_defers_the_rest_with_the_reason_and_a_higher_one_picks_it_up(
+    pipelines: Callable[..., Pipeline],
+) -> None:
     """What the cap stops is not lost, and the row says what it waits for."""
     pipeline = pipelines(knobs={"budget_usd": "0.36"})
     pipeline.write(rows(8))
