@@ -362,7 +362,9 @@ def _place(url: str) -> str:
     parsed = _parsed(url)
     if parsed is None:
         return "the result's URL"
-    return f"{_origin(parsed)}{parsed.path}"[:_MAX_PLACE_CHARS]
+    # The path as it is sent: unquoted, it could hold line breaks.
+    path = parsed.raw_path.partition(b"?")[0].decode("ascii", "replace")
+    return f"{_origin(parsed)}{path}"[:_MAX_PLACE_CHARS]
 
 
 def _origin(url: httpx.URL) -> str:

@@ -469,6 +469,18 @@ def test_a_download_fails_in_one_of_four_ways(run: Run, answer: Reply, kind: str
     run(body())
 
 
+def test_a_message_of_a_download_shows_no_more_than_the_place(run: Run) -> None:
+    """It goes to logs and tables: no signature, no password, no line break that a path may hide."""
+
+    async def body() -> None:
+        async with RawServer(lambda _: reply(403)) as server, provider(server.url) as client:
+            place = f"127.0.0.1:{server.port}/a%0Ab%00.png"
+            outcome = await client.download(f"http://user:password@{place}?signature=secret#fragment")
+        assert outcome == DownloadError("expired", f"http://{place}: HTTP 403", 403)
+
+    run(body())
+
+
 def test_a_body_that_trickles_for_ever_ends(run: Run) -> None:
     """Each piece comes in time and the size limit is far away: only a limit on the whole ends it."""
 
