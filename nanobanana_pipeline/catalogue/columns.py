@@ -112,10 +112,13 @@ def _texts(array: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), text.filter(present), type=_LIST_OF_TEXT)
 
 
-def _numbers(array: pa.Array) -> pa.DoubleArray:
-    """Doubles, with NaN as null: exact for every number that can pass for a count."""
-    numbers = plain(array).cast(pa.float64(), safe=False)
-    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+def _numbers(array: pa.Array) -> pa.NumericArray:
+    """Whole numbers as they are; floats with NaN as null."""
+    array = plain(array)
+    if pt.is_integer(array.type):
+        return array
+    floats = array.cast(pa.float64())
+    return pc.if_else(pc.is_nan(floats), pa.scalar(None, pa.float64()), floats)
 
 
 _LIST_OF_TEXT = pa.list_(pa.string())

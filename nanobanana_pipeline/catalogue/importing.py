@@ -172,7 +172,7 @@ def _value(source: Path, number: int, name: str, cell: str) -> str | list[str] |
     if KNOWN.get(name) is Kind.WHOLE:
         if not re.fullmatch(r"\s*[+-]?\d{1,18}(\.0*)?\s*", cell):
             raise UserError(f"{source}, row {number}, column {name}: {cell[:40]!r} is not a whole number; correct it")
-        return int(cell.split(".")[0])
+        return int(cell.split(".", maxsplit=1)[0])
     return cell
 
 

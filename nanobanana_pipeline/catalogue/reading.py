@@ -84,7 +84,7 @@ def find_catalogues(root: str) -> list[CatalogueSource]:
     except FileNotFoundError:
         raise UserError(f"there is no folder {root}: set NANOBANANA_CATALOGUE to where your catalogues are") from None
     except Exception as error:  # noqa: BLE001 (each store has exceptions of its own)
-        raise UserError(f"can't list {root}: {_reason(error)}; check NANOBANANA_CATALOGUE and your access") from None
+        raise UserError(f"can't list {root}: {one_line(error)}; check NANOBANANA_CATALOGUE and your access") from None
     found.sort(key=lambda source: source.name)
     for one, other in pairwise(found):
         if one.name == other.name:
@@ -123,10 +123,11 @@ def _reading() -> Generator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 (a torn file raises nearly anything, and each store has its own)
-        raise UnreadableFileError(_reason(error)) from None
+        raise UnreadableFileError(one_line(error)) from None
 
 
-def _reason(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an exception says, shortened to fit into a message of ours."""
     if isinstance(error, FileNotFoundError):
         return "it is not there any more"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -151,7 +152,7 @@ def _open_root(root: str) -> tuple[AbstractFileSystem, str]:
     try:
         fs, folder = url_to_fs(root)
     except (ImportError, ValueError) as error:
-        raise UserError(f"can't use {root} as catalogue: {_reason(error)}; correct NANOBANANA_CATALOGUE") from None
+        raise UserError(f"can't use {root} as catalogue: {one_line(error)}; correct NANOBANANA_CATALOGUE") from None
     # An object store's listing is cached in the process: a daemon would never see a new file.
     fs.invalidate_cache()
     return fs, folder.rstrip("/") or "/"

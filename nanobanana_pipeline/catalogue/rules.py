@@ -89,14 +89,19 @@ def schema_faults(schema: pa.Schema) -> Iterator[tuple[Rule, str, str, str]]:
             Rule.MISSING_COLUMN,
             columns.REQUIRED,
             has,
-            f"there is no such column (columns: {shown(has)}): add or rename",
+            f"there is no such column, only {has[:_VALUE_CHARS]}; add or rename",
         )
     for name in sorted({name for name in schema.names if schema.names.count(name) > 1}):
         yield Rule.DUPLICATE_COLUMN, name, name, "there is more than one column of that name: rename or drop one"
     for field in schema:
         kind = columns.KNOWN.get(field.name)
         if kind and not columns.fits(kind, field.type):
-            yield Rule.COLUMN_TYPE, field.name, str(field.type), f"its type is {shown(str(field.type))}, must be {kind}"
+            yield (
+                Rule.COLUMN_TYPE,
+                field.name,
+                str(field.type),
+                f"its type is {str(field.type)[:_SHOWN_CHARS]}, it must be {kind}",
+            )
 
 
 def undecodable(batch: PlainBatch) -> list[Fault]:
@@ -141,16 +146,15 @@ def reject_file(
 
 
 def shown(value: Any) -> str:
-    """A value as a message quotes it: on one line, and never longer than a line."""
-    text = value if isinstance(value, str) else _as_value(value) or "null"
-    text = " ".join(text.replace("\0", "\\0").split())
+    """A value as a message quotes it: as JSON, so that blanks and control characters can be seen, and not too long."""
+    text = orjson.dumps(value).decode()
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"
 
 
 def _as_value(value: Any) -> str | None:
     if value is None:
         return None
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    text = value if isinstance(value, str) else str(value) if isinstance(value, float) else orjson.dumps(value).decode()
     # PostgreSQL and CSV readers can't hold the character NUL.
     return text[:_VALUE_CHARS].replace("\0", "\\0")
 
@@ -170,7 +174,13 @@ def _undecodable_rows(name: str, array: pa.Array) -> Fault:
     def value(i: int) -> str | None:
         return array[i].as_buffer().to_pybytes().decode(errors="replace") if pa.types.is_string(array.type) else None
 
-    return Fault(Rule.TEXT_ENCODING, name, rows, value, lambda i: f"{shown(value(i) or 'a value')} is not UTF-8 text")
+    return Fault(
+        Rule.TEXT_ENCODING,
+        name,
+        rows,
+        value,
+        lambda i: f"{shown(value(i))} is not UTF-8 text" if value(i) else "it holds text that is not UTF-8",
+    )
 
 
 def _prompt(name: str, text: pa.StringArray, spec: ModelSpec) -> Iterator[Fault]:
@@ -184,7 +194,7 @@ def _prompt(name: str, text: pa.StringArray, spec: ModelSpec) -> Iterator[Fault]
         name,
         _mask(pc.greater(chars, limits.prompt_max_chars)),
         value,
-        lambda i: f"{shown(value(i))!r} has {chars[i]} characters, the limit is {limits.prompt_max_chars}",
+        lambda i: f"{shown(value(i))} has {chars[i]} characters, the limit is {limits.prompt_max_chars}",
     )
     yield from _plain_text(name, text, spec)
 
@@ -192,7 +202,7 @@ def _prompt(name: str, text: pa.StringArray, spec: ModelSpec) -> Iterator[Fault]
 def _plain_text(name: str, text: pa.StringArray, _: ModelSpec) -> Iterator[Fault]:
     value = _value_of(text)
     with_nul = _mask(pc.match_substring(text, "\0"))
-    yield Fault(Rule.NUL_CHARACTER, name, with_nul, value, lambda i: f"{shown(value(i))!r} has a NUL character in it")
+    yield Fault(Rule.NUL_CHARACTER, name, with_nul, value, lambda i: f"{shown(value(i))} has a NUL character in it")
 
 
 def _image_urls(name: str, urls: pa.ListArray, spec: ModelSpec) -> Iterator[Fault]:
@@ -235,7 +245,7 @@ def _choice(rule: Rule, choices: Callable[[ModelSpec], Sequence[str]]) -> "_Chec
             name,
             _mask(pc.and_(pc.is_valid(text), pc.invert(known))),
             value,
-            lambda i: f"{shown(value(i))!r} is not one of {', '.join(allowed)}",
+            lambda i: f"{shown(value(i))} is not one of {', '.join(allowed)}",
         )
 
     return check
@@ -259,16 +269,17 @@ def _modalities(name: str, modalities: pa.ListArray, spec: ModelSpec) -> Iterato
     )
 
 
-def _samples(name: str, numbers: pa.DoubleArray, spec: ModelSpec) -> Iterator[Fault]:
+def _samples(name: str, numbers: pa.NumericArray, spec: ModelSpec) -> Iterator[Fault]:
     most, value = spec.limits.samples_max, _value_of(numbers)
-    whole = pc.equal(numbers, pc.floor(numbers))
-    within = pc.and_(pc.greater_equal(numbers, 1), pc.less_equal(numbers, most))
+    good = pc.and_(pc.greater_equal(numbers, 1), pc.less_equal(numbers, most))
+    if pa.types.is_floating(numbers.type):
+        good = pc.and_(good, pc.equal(numbers, pc.floor(numbers)))
     yield Fault(
         Rule.SAMPLES_OUT_OF_RANGE,
         name,
-        ~_mask(pc.and_(whole, within), null=True),
-        lambda i: f"{value(i):.15g}",
-        lambda i: f"{value(i):.15g} is not a whole number from 1 to {most}",
+        ~_mask(good, null=True),
+        value,
+        lambda i: f"{value(i)} is not a whole number from 1 to {most}",
     )
 
 
@@ -307,4 +318,4 @@ def _entries_fault(rule: Rule, name: str, lists: pa.ListArray, bad: Mask, says: 
         mine = bad[ends[i] - count[i] : ends[i]]
         return shown(lists[i].as_py()[int(np.argmax(mine))])
 
-    return Fault(rule, name, _any_entry(count, bad), _value_of(lists), lambda i: f"{first_bad(i)!r} {says}")
+    return Fault(rule, name, _any_entry(count, bad), _value_of(lists), lambda i: f"{first_bad(i)} {says}")

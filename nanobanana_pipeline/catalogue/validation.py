@@ -22,7 +22,13 @@ from nanobanana_pipeline.catalogue.columns import PlainBatch
 from nanobanana_pipeline.catalogue.identity import Request, RequestHasher
 from nanobanana_pipeline.catalogue.labels import labels_json
 from nanobanana_pipeline.catalogue.occurrences import Occurrences
-from nanobanana_pipeline.catalogue.reading import CatalogueFile, CatalogueSource, UnreadableFileError, iter_batches
+from nanobanana_pipeline.catalogue.reading import (
+    CatalogueFile,
+    CatalogueSource,
+    UnreadableFileError,
+    iter_batches,
+    one_line,
+)
 from nanobanana_pipeline.catalogue.rules import (
     FILE_RULES,
     Broken,
@@ -201,7 +207,7 @@ class _Validator:
     def _reject_taken(self, index: int, row: int, prompt_id: str, first_place: int) -> RejectedPrompt:
         files = self._source.files
         first_file, first_row = files[first_place >> _ROW_BITS].path, first_place & ((1 << _ROW_BITS) - 1)
-        says = f"{shown(prompt_id)!r} is taken by row {first_row} of {first_file}"
+        says = f"{shown(prompt_id)} is taken by row {first_row} of {first_file}"
         broken = [(Rule.DUPLICATE_PROMPT_ID, "prompt_id", prompt_id, says)]
         return reject(self._source.name, files[index].path, row, prompt_id, broken)
 
@@ -225,7 +231,7 @@ def _plain_batch(batch: pa.RecordBatch, first_row: int) -> PlainBatch:
     try:
         return PlainBatch.of(batch, first_row)
     except pa.ArrowException as error:
-        raise UnreadableFileError(shown(str(error))) from None
+        raise UnreadableFileError(one_line(error)) from None
 
 
 def _prompt_id_at(batch: PlainBatch, i: int) -> str | None:
