@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +33,11 @@ class SimulatorProcess:
     """
 
     def __init__(self, *, api_key: str = DEFAULT_KEY, port: int = 0, **options: Any) -> None:
-        """Options are those of `SimulatorOptions`; a book that is not given is a temporary file."""
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        """Options are those of `SimulatorOptions`; a book that is not given is a file that goes when this object does."""
         if options.get("book") is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="nanobanana-simulator-")
-            options["book"] = Path(self._folder.name) / "book.jsonl"
+            folder = tempfile.mkdtemp(prefix="nanobanana-simulator-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            options["book"] = Path(folder) / "book.jsonl"
         # Absolute, as the child runs in another working folder.
         options |= {
             name: Path(options[name]).absolute() for name in ("book", "faults") if options.get(name) is not None
@@ -56,8 +58,6 @@ class SimulatorProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if self._folder is not None:
-            self._folder.cleanup()
 
     @property
     def pid(self) -> int:

@@ -1,0 +1,191 @@
+"""One simulator for every process that works in one folder, for as long as any of them does.
+
+Dagster runs each shard in a process of its own, and all of them must meet the same provider: a task that one run
+submitted is polled by the next. So whoever comes first starts the simulator, in a process that belongs to nobody, and
+it ends when nobody uses it any more, however its users ended. Its book stays, and with it its tasks.
+
+`python -m nanobanana_pipeline.simulator.shared FOLDER` is that process; `shared_simulator` starts it.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import orjson
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.simulator.options import DEFAULT_KEY
+from nanobanana_pipeline.simulator.process import SimulatorProcess
+
+BOOK: Final = "book.jsonl"
+
+# Locks of the kernel's: it lets go of them for a process that is killed.
+_USERS: Final = "users.lock"
+"""Held shared by each user; by the host alone while it ends, so that nobody is sent to a simulator about to be gone."""
+_STARTING: Final = "starting.lock"
+"""Held by the one user that looks whether there is a simulator, and starts it."""
+_HOST: Final = "host.lock"
+"""Held by the host as long as it lives: an endpoint noted without it is a leftover."""
+
+_ENDPOINT: Final = "endpoint.json"
+_LOG: Final = "simulator.log"
+_PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
+_WATCH_EVERY_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a running simulator is, and how to speak to it."""
+
+    base_url: str
+    images_url: str
+    book: str
+    api_key: str = DEFAULT_KEY
+
+
+@contextmanager
+def shared_simulator(folder: str | Path) -> Generator[Endpoint]:
+    """The simulator of `folder`, started if it isn't running, for the length of the context.
+
+    Safe for any number of processes and threads at once. Raises `UserError` when it can't be started.
+    """
+    place = Path(folder).absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    with _locked(place / _USERS, fcntl.LOCK_SH):
+        with _locked(place / _STARTING, fcntl.LOCK_EX):
+            if not _is_held(place / _HOST):
+                _start_host(place)
+            endpoint = _noted(place)
+        if endpoint is None:
+            raise UserError(f"the simulator's {place / _ENDPOINT} is gone: end what uses it, and try again")
+        yield endpoint
+
+
+def host(folder: str | Path) -> None:
+    """Run the simulator of `folder` until nobody uses it, it ends, or a signal comes."""
+    place = Path(folder).absolute()
+    # Turned into an exception, so that the simulator is ended in good order.
+    signal.signal(signal.SIGTERM, _exit)
+    with _locked(place / _HOST, fcntl.LOCK_EX), _simulator(place) as simulator:
+        endpoint = Endpoint(simulator.base_url, simulator.images_url, str(simulator.book_path), simulator.api_key)
+        draft = place / f".{_ENDPOINT}"
+        draft.write_bytes(orjson.dumps(asdict(endpoint)))
+        draft.replace(place / _ENDPOINT)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        with _locked(place / _USERS) as users:
+            while _runs(simulator) and not _taken(users):
+                time.sleep(_WATCH_EVERY_S)
+            # Both locks are let go of only when the simulator has ended.
+            simulator.stop()
+
+
+@contextmanager
+def _simulator(place: Path) -> Generator[SimulatorProcess]:
+    """Start the simulator, on the ports that it had before if they are free: the URLs of its pictures go on to hold."""
+    before = _noted(place)
+    ports: list[dict[str, Any]] = [{}]
+    if before is not None:
+        ports.insert(0, {"port": _port(before.base_url), "images_port": _port(before.images_url)})
+    simulator = _started(place, ports)
+    try:
+        yield simulator
+    finally:
+        simulator.stop()
+
+
+def _started(place: Path, ports: list[dict[str, Any]]) -> SimulatorProcess:
+    simulator = SimulatorProcess(book=place / BOOK, **ports[0])
+    try:
+        simulator.start()
+    except UserError:
+        if len(ports) == 1:
+            raise
+        return _started(place, ports[1:])
+    return simulator
+
+
+def _start_host(place: Path) -> None:
+    log = place / _LOG
+    with log.open("wb") as errors:
+        process = subprocess.Popen(  # noqa: S603 (our own program)
+            [sys.executable, "-m", "nanobanana_pipeline.simulator.shared", str(place)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=_PACKAGE_ROOT,
+            # It belongs to all of its users: a signal to the first one's group is none of its business.
+            start_new_session=True,
+        )
+    if process.stdout is None:
+        raise AssertionError("the host was started without a pipe")
+    with process.stdout:
+        if process.stdout.readline():
+            return
+    process.wait()
+    reason = log.read_text(errors="replace").strip().rpartition("\n")[2]
+    raise UserError(f"the simulator did not start: {reason or 'it ended without a word'}")
+
+
+def _noted(place: Path) -> Endpoint | None:
+    try:
+        return Endpoint(**orjson.loads((place / _ENDPOINT).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def _locked(path: Path, how: int | None = None) -> Generator[int]:
+    """Open a lock file and hold its lock (None: not yet)."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if how is not None:
+            fcntl.flock(descriptor, how)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    """Take the lock alone, if nobody holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_held(path: Path) -> bool:
+    with _locked(path) as descriptor:
+        return not _taken(descriptor)
+
+
+def _runs(simulator: SimulatorProcess) -> bool:
+    try:
+        return simulator.pid > 0
+    except UserError:
+        return False
+
+
+def _port(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def _exit(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    try:
+        host(sys.argv[1])
+    except UserError as error:
+        sys.exit(str(error))
