@@ -1,0 +1,30 @@
+"""Small questions about single shards, for those who watch over many: what is in them, and whether anyone works."""
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.leases import identity_of
+
+_items = schema.items
+_leases = schema.leases
+
+
+def count_items(connection: Connection, shard: str) -> int:
+    """All items of the shard, removed ones included: as many rows as it must have in `results`."""
+    return connection.execute(sa.select(sa.func.count()).where(_items.c.shard == shard)).scalar_one()
+
+
+def shards_at_work(connection: Connection, now: int) -> set[str]:
+    """Shards whose lease holds at `now` (milliseconds, the database's clock), unless its worker is known to be dead."""
+    rows = connection.execute(sa.select(_leases).where(_leases.c.expires_at > now))
+    return {row.shard for row in rows if not identity_of(row).known_dead()}
+
+
+def registered_at(connection: Connection) -> dict[str, int]:
+    """When each catalogue was last entered in the ledger, in milliseconds."""
+    table = schema.catalogues
+    rows = connection.execute(
+        sa.select(table.c.catalogue, table.c.registered_at).where(table.c.registered_at.is_not(None))
+    )
+    return {row.catalogue: row.registered_at for row in rows}

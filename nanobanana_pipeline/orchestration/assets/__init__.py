@@ -1,0 +1,1 @@
+"""The assets, one module a group: catalogue, generation, reporting."""

@@ -1,0 +1,136 @@
+"""The catalogue's assets: what is in the folder of catalogues, which prompts of it are good, and why others are not.
+
+Nothing here spends anything.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import dagster as dg
+from pydantic import Field
+
+from nanobanana_pipeline.catalogue.reading import find_catalogues
+from nanobanana_pipeline.generation.intake import CatalogueReport, RefreshReport, refresh
+from nanobanana_pipeline.ledger.registration import Registration
+from nanobanana_pipeline.orchestration import checks, previews
+from nanobanana_pipeline.orchestration.failures import one_line_failures
+from nanobanana_pipeline.orchestration.fingerprint import catalogue_fingerprint
+from nanobanana_pipeline.orchestration.metadata import MODE, Metadata, markdown_table, table_definition, table_state
+from nanobanana_pipeline.orchestration.partitions import add_shards
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+
+GROUP: Final = "catalogue"
+OWNERS: Final = ("team:image-pipeline",)
+
+PROMPT_CATALOGUE: Final = dg.AssetSpec(
+    "prompt_catalogue",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"parquet"},
+    description="The Parquet files with your prompts, in the catalogue folder (`NANOBANANA_CATALOGUE`). Each file, "
+    "or folder of files, is one catalogue. They are only read: observing them tells Dagster whether any has changed. "
+    "Free.",
+)
+
+PROMPTS: Final = dg.AssetSpec(
+    "prompts",
+    deps=[PROMPT_CATALOGUE],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"deltalake", "python"},
+    metadata=table_definition("prompts"),
+    description="Every prompt of the catalogues that can be generated: checked against the model's limits, and given "
+    "its shard for good.\n\n**Start here:** materialise it, and the shards to generate appear as partitions of "
+    "`images`. Do so again whenever catalogues change (`catalogue_sensor` does). Free: nothing is sent to the "
+    "provider.",
+)
+
+REJECTED_PROMPTS: Final = dg.AssetSpec(
+    "rejected_prompts",
+    deps=[PROMPT_CATALOGUE],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"deltalake", "python"},
+    metadata=table_definition("rejected_prompts"),
+    description="Every row of the catalogues that breaks a rule, with the file, row, column and value at fault and "
+    "what would be right. The good rows go on without them. Made together with `prompts`. Free.",
+)
+
+
+def _observe(nano_banana: NanoBananaResource) -> dg.ObserveResult:
+    """Look at the catalogues' files, without reading them."""
+    with one_line_failures():
+        root = nano_banana.settings().catalogue
+        sources = find_catalogues(root)
+    files = [(source.name, len(source.files), sum(file.size for file in source.files)) for source in sources]
+    return dg.ObserveResult(
+        asset_key="prompt_catalogue",
+        data_version=dg.DataVersion(catalogue_fingerprint(sources)),
+        metadata={
+            "folder": dg.MetadataValue.path(root),
+            "catalogues": len(sources),
+            "files": sum(len(source.files) for source in sources),
+            "listing": markdown_table(("catalogue", "files", "bytes"), files, numbers=2),
+        },
+    )
+
+
+with previews.accepted():
+    prompt_catalogue = dg.multi_observable_source_asset(name="prompt_catalogue", specs=[PROMPT_CATALOGUE])(_observe)
+
+
+class RefreshConfig(dg.Config):
+    """Which catalogues to read."""
+
+    catalogues: list[str] = Field(
+        default_factory=list,
+        description="Names of the catalogues to read. Empty: all of them, which also notices removed ones.",
+    )
+
+
+@dg.multi_asset(
+    name="prompts",
+    specs=[PROMPTS, REJECTED_PROMPTS],
+    can_subset=False,
+    check_specs=[checks.NO_REJECTED_PROMPTS],
+)
+def prompts(
+    context: dg.AssetExecutionContext, config: RefreshConfig, nano_banana: NanoBananaResource
+) -> Iterator[dg.MaterializeResult[Any]]:
+    """Check the catalogues' rows, enter good ones in the ledger, and make a partition of each new shard."""
+    with one_line_failures(), nano_banana.open_workspace() as workspace:
+        report = refresh(workspace, config.catalogues or None)
+        new_shards = add_shards(context.instance, report.shards)
+        shared = {MODE: nano_banana.mode(workspace), "catalogues": _listing(report)}
+        prompts_metadata = shared | table_state(workspace.tables, "prompts") | _shards_metadata(report, new_shards)
+        rejected_metadata = shared | table_state(workspace.tables, "rejected_prompts")
+        rejections = checks.rejected_prompts(workspace.tables)
+    yield dg.MaterializeResult(asset_key="prompts", metadata=prompts_metadata)
+    yield dg.MaterializeResult(asset_key="rejected_prompts", metadata=rejected_metadata, check_results=[rejections])
+
+
+def _shards_metadata(report: RefreshReport, new_shards: list[str]) -> Metadata:
+    return {
+        "shards": len(report.shards),
+        "new_shards": len(new_shards),
+        "changed_shards": len(report.changed_shards),
+    }
+
+
+def _listing(report: RefreshReport) -> dg.MarkdownMetadataValue:
+    header = ("catalogue", "what happened", "new", "edited", "removed", "unchanged", "rejected rows")
+    rows = [*map(_row, report.catalogues), *(_removed_row(registration) for registration in report.removed)]
+    return markdown_table(header, rows, numbers=5)
+
+
+def _row(report: CatalogueReport) -> tuple[str | int, ...]:
+    entered = report.registration
+    if entered is None:
+        return report.name, "same files as last time: not read again", "", "", "", "", ""
+    said = "read" if report.readable else "read in part: a file could not be"
+    unchanged = entered.unchanged + entered.relabelled
+    return report.name, said, entered.new, entered.edited, entered.removed, unchanged, report.rejected
+
+
+def _removed_row(registration: Registration) -> tuple[str | int, ...]:
+    return registration.catalogue, "its files are gone: its images stay", 0, 0, registration.removed, 0, 0

@@ -1,0 +1,245 @@
+"""The assets that cost money: a shard's images, results and attempts, made by one run of the engine.
+
+What a run does is `generation`'s; here is what Dagster hands it, what it is told, and how it learns of the end.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import dagster as dg
+from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.lifecycle import Tally
+from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
+from nanobanana_pipeline.generation.stopping import RunInterruptedError
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.orchestration import checks
+from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS, PROMPTS
+from nanobanana_pipeline.orchestration.failures import one_line_failures
+from nanobanana_pipeline.orchestration.instance import sign_run
+from nanobanana_pipeline.orchestration.launchpad import GenerationConfig, config_schema
+from nanobanana_pipeline.orchestration.metadata import (
+    MODE,
+    Metadata,
+    counts_table,
+    money,
+    table_definition,
+    table_state,
+)
+from nanobanana_pipeline.orchestration.partitions import BACKFILL_TAG, POOL, SHARDS
+from nanobanana_pipeline.orchestration.progress import Progress, duration
+from nanobanana_pipeline.orchestration.resources import Access, NanoBananaResource
+from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAGS, RUN_SCOPE_TAG, Ended
+from nanobanana_pipeline.orchestration.session import Session
+from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
+from nanobanana_pipeline.reporting.costs import summary
+
+GROUP: Final = "generation"
+OP: Final = "generation"
+
+_ABOUT: Final = (
+    "\n\n**Costs money** with a key: about $0.045 to $0.151 an image by resolution, never more than the budget "
+    "(`NANOBANANA_BUDGET_USD`). Without key and base URL it runs on the simulator, in `data/demo`, and costs nothing. "
+    "What has its image costs nothing again, however often a shard is materialised.\n\n"
+    "**Needs** a shard to choose: an empty workspace has none yet. Materialise `prompts` first, and they appear here."
+)
+
+
+def _spec(name: str, kinds: set[str], description: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        name,
+        deps=[PROMPTS],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds=kinds,
+        partitions_def=SHARDS,
+        metadata=table_definition(name),
+        description=description + _ABOUT,
+    )
+
+
+IMAGES: Final = _spec(
+    "images",
+    {"deltalake", "python"},
+    "The image files, and a table with a row for each: path, size, hash, pixels. Checked to the last pixel before "
+    "they count.",
+)
+RESULTS: Final = _spec(
+    "results",
+    {"deltalake", "python"},
+    "Every item (one image wanted) with its latest state: its image, or the reason why there is none, with tokens "
+    "and cost.",
+)
+ATTEMPTS: Final = _spec(
+    "attempts",
+    {"deltalake", "python"},
+    "Every request that was made to the provider, paid or not: the ledger's view, with times, tokens, cost and errors.",
+)
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one run knows of itself while it works."""
+
+    context: dg.AssetExecutionContext
+    config: GenerationConfig
+    session: Session
+    reports: list[ShardReport] = field(default_factory=list)
+
+    @property
+    def shard(self) -> str:
+        return self.context.partition_key
+
+    def options(self, access: Access) -> RunOptions:
+        run = self.context.run
+        root = run.root_run_id or run.run_id
+        scope = self.session.run_scope or run.tags.get(RUN_SCOPE_TAG) or run.tags.get(BACKFILL_TAG) or root
+        return RunOptions(
+            run_id=run.run_id,
+            root_run_id=root,
+            run_scope=scope,
+            account=access.account,
+            limit=self.config.limit,
+            rerun=self.config.rerun,
+            resubmit_unknown=self.config.resubmit_unknown,
+            allow_duplicates=self.config.allow_duplicates,
+            max_cost_micros=self.config.max_cost_micros,
+        )
+
+    def reported(self, report: ShardReport) -> None:
+        self.reports.append(report)
+        self.session.reported(report)
+
+    def ended(self, how: Ended) -> None:
+        self.context.instance.add_run_tags(self.context.run_id, {ENDED_TAG: how})
+
+    def stopped_by(self) -> Ended:
+        """Dagster notes that a run is to be canceled before it says so; a signal from elsewhere comes unannounced."""
+        run = self.context.instance.get_run_by_id(self.context.run_id)
+        asked = run is not None and run.status is DagsterRunStatus.CANCELING
+        return Ended.BY_A_PERSON if asked else Ended.BY_A_SIGNAL
+
+
+def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
+    """The multi-asset of generation. `session` is what all runs of this process share; None: each has its own."""
+
+    @dg.multi_asset(
+        name=OP,
+        specs=[IMAGES, RESULTS, ATTEMPTS],
+        can_subset=False,
+        check_specs=checks.SHARD_CHECKS,
+        pool=POOL,
+        config_schema=config_schema(GenerationConfig),
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
+    )
+    def generation(
+        context: dg.AssetExecutionContext, nano_banana: NanoBananaResource
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        """Make the images of a shard that are missing, and write its tables. What is done already costs nothing."""
+        config = GenerationConfig.of(context.op_execution_context.op_config)
+        run = _Run(context, config, session or Session())
+        sign_run(context.instance, context.run_id)
+        context.instance.add_run_tags(context.run_id, GENERATION_TAGS)
+        with one_line_failures(), nano_banana.open_workspace() as workspace:
+            report = _generate(run, workspace, nano_banana)
+            results = _materializations(run, workspace, nano_banana, report)
+        yield from results
+
+    return generation
+
+
+def _generate(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource) -> ShardReport:
+    """Work the shard off. However that ends, its tables are written, so the numbers are left in Dagster too."""
+    try:
+        with nano_banana.provider(workspace) as access:
+            left = _left(workspace, run.shard)
+            run.context.log.info(
+                "%s: %d items to do, %s, at %s", run.shard, left, access.stamp.mode, access.stamp.origin
+            )
+            progress = Progress(run.context.log.info, left)
+
+            def on_progress(tally: Tally) -> None:
+                progress(tally)
+                run.session.progressed(run.shard, tally)
+
+            return generate_shard(
+                workspace,
+                run.shard,
+                access.open_provider,
+                run.options(access),
+                stop=run.session.stop,
+                on_progress=on_progress,
+                on_report=run.reported,
+            )
+    except RunInterruptedError as error:
+        run.ended(run.stopped_by())
+        _observe(run, workspace, nano_banana, str(error))
+        # Dagster takes only its own interruption for a cancellation; anything caught and returned would be a success.
+        raise DagsterExecutionInterruptedError(str(error)) from None
+    except UserError as error:
+        run.ended(Ended.BY_AN_ERROR)
+        run.session.failed(error)
+        _observe(run, workspace, nano_banana, str(error))
+        raise
+
+
+def _left(workspace: Workspace, shard: str) -> int:
+    return sum(work.left for work in workspace.ledger.shard_work() if work.shard == shard)
+
+
+def _observe(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource, why: str) -> None:
+    """Leave the numbers of a run that ended early. No materialisation: the shard is not done."""
+    for report in run.reports:
+        metadata = _numbers(workspace, nano_banana, report) | table_state(workspace.tables, "results")
+        observation = dg.AssetObservation("results", why, partition=run.shard, metadata=metadata)
+        run.context.log_event(observation)
+
+
+def _materializations(
+    run: _Run, workspace: Workspace, nano_banana: NanoBananaResource, report: ShardReport
+) -> list[dg.MaterializeResult[Any]]:
+    numbers = _numbers(workspace, nano_banana, report)
+    written = checks.ShardTables.read(workspace.tables, run.shard)
+    verdicts = checks.check_shard(workspace, run.shard, written)
+    sheet = contact_sheet(workspace, run.shard)
+    pictures: Metadata = {"contact_sheet": dg.MetadataValue.md(sheet.markdown)}
+    if sheet.path is not None:
+        pictures["larger_sheet"] = dg.MetadataValue.path(f"{workspace.output}/{sheet.path}")
+    extra: dict[str, Metadata] = {"images": pictures}
+    return [
+        dg.MaterializeResult(
+            asset_key=name,
+            metadata=numbers
+            | table_state(workspace.tables, name, shard_rows=len(getattr(written, name)))
+            | extra.get(name, {}),
+            check_results=[verdict for verdict in verdicts if verdict.asset_key == dg.AssetKey(name)],
+        )
+        for name in ("images", "results", "attempts")
+    ]
+
+
+def _numbers(workspace: Workspace, nano_banana: NanoBananaResource, report: ShardReport) -> Metadata:
+    """What this run did and paid, and how its shard stands.
+
+    Costs and tokens are this run's own: summed over runs they give what was spent, however often a shard is
+    materialised.
+    """
+    tally, stands = report.tally, summary(workspace, shard=report.shard)
+    return {
+        MODE: nano_banana.mode(workspace),
+        "images": stands.images_in_use,
+        "new_images": tally.images,
+        "submitted": tally.submitted,
+        "prompt_tokens": tally.prompt_tokens,
+        "completion_tokens": tally.completion_tokens,
+        **money("cost", tally.cost_micros),
+        **money("shard_cost", stands.cost_micros),
+        **money("at_risk", stands.at_risk_micros),
+        "items": counts_table(("status", "items"), stands.items),
+        "failures": counts_table(("kind", "items"), stands.failures),
+        "duration_s": report.duration_s,
+        "duration": duration(report.duration_s),
+        "output": dg.MetadataValue.path(workspace.output),
+    }

@@ -1,0 +1,84 @@
+"""The assets that people read: costs by day, the cost report, the gallery. Derived from ledger and tables; free."""
+
+from typing import Any, Final
+
+import dagster as dg
+
+from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS
+from nanobanana_pipeline.orchestration.assets.generation import ATTEMPTS, IMAGES, RESULTS
+from nanobanana_pipeline.orchestration.failures import one_line_failures
+from nanobanana_pipeline.orchestration.metadata import MODE, money, table_definition, table_state
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
+from nanobanana_pipeline.reporting.costs import publish_cost_daily
+
+GROUP: Final = "reporting"
+
+
+@dg.asset(
+    deps=[ATTEMPTS],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"deltalake", "python"},
+    metadata=table_definition("cost_daily"),
+    description="What was spent on each UTC day, by catalogue, campaign, model and resolution, and what it bought. "
+    "Made anew from the ledger each time, so late answers and corrections are in it. Free.",
+)
+def cost_daily(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
+    """Write the table anew."""
+    with one_line_failures(), nano_banana.open_workspace() as workspace:
+        report = publish_cost_daily(workspace)
+        return dg.MaterializeResult(
+            metadata={
+                MODE: nano_banana.mode(workspace),
+                **money("cost", report.totals.cost_micros),
+                **money("at_risk", report.totals.at_risk_micros),
+                "images": report.totals.images,
+                "tokens": report.totals.tokens,
+                "days": report.days,
+                "costs": dg.MetadataValue.md(report.markdown),
+                **table_state(workspace.tables, "cost_daily"),
+            }
+        )
+
+
+@dg.asset(
+    deps=[cost_daily, RESULTS],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"html", "python"},
+    description="A page to open in a browser: what was spent, on what, what was wasted and what is at risk. One HTML "
+    "file that loads nothing from elsewhere. Free.",
+)
+def cost_report(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
+    """Write the page anew."""
+    with one_line_failures(), nano_banana.open_workspace() as workspace:
+        from nanobanana_pipeline.reporting.pages import write_cost_report
+
+        page = write_cost_report(workspace)
+        return dg.MaterializeResult(metadata={MODE: nano_banana.mode(workspace), "page": dg.MetadataValue.path(page)})
+
+
+@dg.asset(
+    deps=[IMAGES, RESULTS],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"html", "python"},
+    description="A page to open in a browser: every image with its prompt, and every prompt without an image with "
+    "the reason. Free.",
+)
+def gallery(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
+    """Write the page anew."""
+    with one_line_failures(), nano_banana.open_workspace() as workspace:
+        from nanobanana_pipeline.reporting.pages import write_gallery
+
+        page = write_gallery(workspace)
+        sheet = contact_sheet(workspace)
+        return dg.MaterializeResult(
+            metadata={
+                MODE: nano_banana.mode(workspace),
+                "page": dg.MetadataValue.path(page),
+                "images": sheet.images,
+                "contact_sheet": dg.MetadataValue.md(sheet.markdown),
+            }
+        )

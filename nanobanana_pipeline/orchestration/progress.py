@@ -1,0 +1,61 @@
+"""A running shard's progress in its event log: a line now and then, since every line is a row in Dagster's database."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from nanobanana_pipeline.generation.lifecycle import Tally
+from nanobanana_pipeline.reporting.costs import shown
+
+_FIRST_GAP_S: Final = 5.0
+_LONGEST_GAP_S: Final = 300.0
+_MINUTE: Final = 60
+
+
+@dataclass(slots=True)
+class Progress:
+    """Told of the tally every second, logs tens of lines however long the run takes."""
+
+    log: Callable[[str], None]
+    total: int
+    began: float = field(default_factory=time.monotonic)
+    due_s: float = _FIRST_GAP_S
+
+    def __call__(self, tally: Tally) -> None:
+        """Log a line if one is due."""
+        elapsed_s = time.monotonic() - self.began
+        if elapsed_s >= self.due_s:
+            self.due_s = next_line_s(elapsed_s)
+            self.log(progress_line(tally, self.total, elapsed_s))
+
+
+def next_line_s(elapsed_s: float) -> float:
+    """When the line after one at `elapsed_s` is due: ever rarer, so that an hour has about 45 lines."""
+    return elapsed_s + min(max(_FIRST_GAP_S, elapsed_s / 10), _LONGEST_GAP_S)
+
+
+def progress_line(tally: Tally, total: int, elapsed_s: float) -> str:
+    """Where a run stands, how fast it is, what it has spent, and when it should be done."""
+    done = tally.succeeded + tally.failed + tally.unknown + tally.overdue + tally.deferred
+    a_minute = 60 * done / elapsed_s if elapsed_s > 0 else 0.0
+    parts = [
+        f"{done:,}/{max(total, done):,} done",
+        f"{tally.in_flight:,} in flight",
+        f"{a_minute:,.0f} a minute",
+        f"{shown(tally.cost_micros)} spent",
+    ]
+    trouble = {"failed": tally.failed, "unknown": tally.unknown + tally.overdue, "deferred": tally.deferred}
+    parts += [f"{count:,} {what}" for what, count in trouble.items() if count]
+    if 0 < done < total:
+        parts.append(f"about {duration((total - done) * elapsed_s / done)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s` or `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, _MINUTE)
+    return f"{minutes} min {rest} s" if minutes < _MINUTE else f"{minutes // _MINUTE} h {minutes % _MINUTE} min"

@@ -1,0 +1,158 @@
+"""The one resource of the pipeline: where it reads, writes and generates, and how to reach the provider.
+
+What the knobs mean and their bounds are in `settings`; here they become fields that the user interface can show.
+Nothing is opened, started or created until an asset or a sensor asks for it.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import annotated_types
+import dagster as dg
+from pydantic import Field, SecretStr
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.client import HttpProvider
+from nanobanana_pipeline.generation.shard_run import OpenProvider
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger.ledger import Stamp
+from nanobanana_pipeline.settings import DEMO_OUTPUT, Settings, load_settings
+from nanobanana_pipeline.simulator.shared import shared_simulator
+
+SIMULATOR_FOLDER: Final = f"{DEMO_OUTPUT}/simulator"
+
+# What may hold a password: shown in the user interface, and kept in run configs, as the variable's name alone.
+_SECRETS: Final = ("api_key", "ledger_url")
+
+
+def _knob(name: str) -> Any:
+    """A field with the default, bounds and description of the setting of this name."""
+    setting = Settings.model_fields[name]
+    default = float(setting.default) if isinstance(setting.default, Decimal) else setting.default
+    bounds: dict[str, Any] = {}
+    for constraint in setting.metadata:
+        match constraint:
+            case annotated_types.Ge(ge=bound):
+                bounds["ge"] = bound
+            case annotated_types.Le(le=bound):
+                bounds["le"] = bound
+            case _:
+                pass
+    if isinstance(default, tuple):
+        return Field(default_factory=list, description=setting.description)
+    return Field(default=default, description=setting.description, **bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A provider within reach: how to open it in an event loop, whose work is done there, and on which account."""
+
+    open_provider: OpenProvider
+    stamp: Stamp
+    account: str
+
+
+class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMissingTypeArgument]
+    """Catalogues, output, budget and provider. Defaults come from the NANOBANANA_* environment variables."""
+
+    api_key: str | None = _knob("api_key")
+    base_url: str | None = _knob("base_url")
+    model: str = _knob("model")
+    catalogue: str = _knob("catalogue")
+    output: str = _knob("output")
+    ledger_url: str | None = _knob("ledger_url")
+    prices: str | None = _knob("prices")
+    budget_usd: float = _knob("budget_usd")
+    budget_run_usd: float | None = _knob("budget_run_usd")
+    budget_catalogue_usd: float | None = _knob("budget_catalogue_usd")
+    max_in_flight: int = _knob("max_in_flight")
+    requests_per_minute: int | None = _knob("requests_per_minute")
+    shard_size: int = _knob("shard_size")
+    task_deadline_s: int = _knob("task_deadline_s")
+    on_unknown: Literal["hold", "resubmit"] = _knob("on_unknown")
+    max_attempts: int = _knob("max_attempts")
+    verify: Literal["full", "structure"] = _knob("verify")
+    on_unusable: Literal["keep", "regenerate"] = _knob("on_unusable")
+    approve_above_usd: float | None = _knob("approve_above_usd")
+    image_hosts: list[str] = _knob("image_hosts")
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The resource with these settings as defaults; secrets are given by the name of their variable."""
+        values = settings.model_dump()
+        for name, value in values.items():
+            if isinstance(value, Decimal):
+                values[name] = float(value)
+            elif isinstance(value, tuple):
+                values[name] = list(value)
+            elif name in _SECRETS and value is not None:
+                values[name] = dg.EnvVar(f"NANOBANANA_{name.upper()}")
+        return cls(**values)
+
+    def settings(self) -> Settings:
+        """The settings that a run works with. Raises `UserError` naming what is wrong."""
+        values = {name: getattr(self, name) for name in Settings.model_fields}
+        exact = {name: Decimal(str(value)) if isinstance(value, float) else value for name, value in values.items()}
+        return load_settings(**exact)
+
+    def open_workspace(self) -> Workspace:
+        """Open the output: ledger, images and tables. A context manager. Raises `UserError`."""
+        return Workspace.open(self.settings())
+
+    @contextmanager
+    def provider(self, workspace: Workspace) -> Generator[Access]:
+        """Reach the provider (with neither key nor base URL: the simulator), and stamp the ledger with whose it is.
+
+        Raises `UserError` before anything is spent.
+        """
+        settings = workspace.settings
+        if not settings.simulated:
+            yield _access(workspace, settings.base_url, settings.api_key)
+            return
+        with shared_simulator(Path(SIMULATOR_FOLDER)) as endpoint:
+            yield _access(workspace, endpoint.base_url, SecretStr(endpoint.api_key))
+
+    def mode(self, workspace: Workspace) -> str:
+        """`simulated` or `live`; while nothing was ever run, who answers at the base URL says which."""
+        stamp, settings = workspace.ledger.stamp, workspace.settings
+        if stamp is not None:
+            return stamp.mode
+        if settings.simulated:
+            return "simulated"
+        if settings.base_url is None:
+            return "live"
+        try:
+            return asyncio.run(_stamp(partial(HttpProvider, workspace.spec, None, base_url=settings.base_url))).mode
+        except UserError:
+            return "not known: nobody answers at the base URL"
+
+
+def _access(workspace: Workspace, base_url: str | None, api_key: SecretStr | None) -> Access:
+    settings = workspace.settings
+    open_provider = partial(HttpProvider, workspace.spec, api_key, base_url=base_url, image_hosts=settings.image_hosts)
+    stamp = asyncio.run(_stamp(open_provider))
+    if stamp.mode == "live" and api_key is None:
+        raise UserError(f"there is no key for {stamp.origin}: set NANOBANANA_API_KEY")
+    workspace.ledger.claim(stamp)
+    return Access(open_provider, stamp, _account(stamp, api_key))
+
+
+async def _stamp(open_provider: partial[HttpProvider]) -> Stamp:
+    async with open_provider() as provider:
+        probe = await provider.probe()
+    return Stamp("simulated" if probe.simulated else "live", probe.origin)
+
+
+def _account(stamp: Stamp, api_key: SecretStr | None) -> str:
+    """Whom the provider's limits are for: an origin, and the key's fingerprint."""
+    if stamp.mode == "simulated":
+        return "simulated"
+    key = api_key.get_secret_value() if api_key else ""
+    return f"{stamp.origin}#{hashlib.sha256(key.encode()).hexdigest()[:12]}"

@@ -1,0 +1,20 @@
+"""What is noted on a run of generation, for those who look for it later: which runs those are, and how each ended."""
+
+from enum import StrEnum
+from typing import Final
+
+RUN_SCOPE_TAG: Final = "nanobanana/run_scope"
+"""May be set on runs that share one cap: whatever they spend counts together against `max_cost_usd`."""
+
+GENERATION_TAGS: Final = {"nanobanana/work": "generation"}
+"""Finds the runs of generation, whichever job or click they came from."""
+
+ENDED_TAG: Final = "nanobanana/ended"
+
+
+class Ended(StrEnum):
+    """How a run ended that was not left to end by itself. A run without this note, and without success, was killed."""
+
+    BY_A_PERSON = "stopped by a person"
+    BY_A_SIGNAL = "stopped by a signal"
+    BY_AN_ERROR = "an error that a person has to mend"
