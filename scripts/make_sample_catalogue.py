@@ -334,8 +334,8 @@ ROWS = (
     ),
     _room(
         "tiled-bath",
-        "A tiny bathroom in hand-made sea-green tiles, round mirror, one high window, steam in a sunbeam; wide- "
-        "angle without distortion",
+        "A tiny bathroom in hand-made sea-green tiles, round mirror, one high window, steam in a sunbeam; "
+        "wide-angle without distortion",
         "4:5",
         "4K",
     ),
