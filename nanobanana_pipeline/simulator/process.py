@@ -33,7 +33,7 @@ class SimulatorProcess:
     """
 
     def __init__(self, *, api_key: str = DEFAULT_KEY, port: int = 0, **options: Any) -> None:
-        """Options are those of `SimulatorOptions`; a book that is not given is a file that goes when this object does."""
+        """Take the options of `SimulatorOptions`; a book that is not given is a file that goes with this object."""
         if options.get("book") is None:
             folder = tempfile.mkdtemp(prefix="nanobanana-simulator-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)

@@ -1,7 +1,6 @@
 """The billing book: what every other test of the pipeline is held against, so it must itself be beyond doubt."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -232,4 +231,4 @@ def test_the_book_given_by_path_is_appended_to(tmp_path: Path, prompt: str) -> N
 
     assert path.read_bytes().startswith(first)
     assert len(path.read_bytes().splitlines()) == 4
-    assert os.stat(path).st_mode & 0o777 == 0o644
+    assert path.stat().st_mode & 0o777 == 0o644

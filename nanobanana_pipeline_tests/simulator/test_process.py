@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,7 +134,7 @@ def test_stopping_twice_or_never_starting_is_harmless() -> None:
         ({"max_in_flight": 0}, "not within"),
     ],
 )
-def test_what_it_cant_do_it_says_in_one_line(options: dict[str, object], message: str) -> None:
+def test_what_it_cant_do_it_says_in_one_line(options: dict[str, Any], message: str) -> None:
     """A demo that can't start must say why, not show a stack."""
     simulator = SimulatorProcess(**options)
 

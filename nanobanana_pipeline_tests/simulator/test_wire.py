@@ -72,13 +72,12 @@ def test_about_one_answer_in_ten_has_words_beside_the_picture(talk: Talk, prompt
 
 def test_images_alone_means_no_words(talk: Talk, prompt: str) -> None:
     """`["Image"]` is asked for to get nothing else; the bare string is the same."""
-    for number in range(25):
-        for modalities in (["Image"], "Image"):
-            task_id = talk.accepted(f"{prompt} {number}", response_modalities=modalities)
+    shapes = (["Image"], "Image")
+    ids = [talk.accepted(f"{prompt} {number}", response_modalities=shape) for number in range(25) for shape in shapes]
     talk.simulator.advance(LONG_S)
 
-    content = talk.poll(task_id).json["output"][0]["content"]
-    assert [entry["type"] for entry in content] == ["image"]
+    contents = [talk.poll(task_id).json["output"][0]["content"] for task_id in ids]
+    assert all([entry["type"] for entry in content] == ["image"] for content in contents)
 
 
 @pytest.mark.parametrize("resolution", ["0.5K", "1K", "2K", "4K"])
@@ -251,7 +250,9 @@ def test_bad_bodies_are_refused(talk: Talk, body: Any, status: int) -> None:
     assert talk.submit_body(body).status == status
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"model": "\xff"}', b'{"model": "nano_banana_2", "input": NaN}', b'"\\ud800"'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"model": "\xff"}', b'{"model": "nano_banana_2", "input": NaN}', b'"\\ud800"']
+)
 def test_what_is_no_json_is_refused(talk: Talk, body: bytes) -> None:
     """A half-written body must not make a task."""
     headers = {"Authorization": f"Bearer {talk.simulator.api_key}"}
