@@ -3,6 +3,7 @@
 Only plain `os` calls, as these run once an image. What is written, and where, belongs to the callers.
 """
 
+import contextlib
 import os
 import time
 import uuid
@@ -34,16 +35,15 @@ def sync(path: str) -> None:
 
 def make_folder(path: str) -> None:
     """Create `path` and its missing parents, each entry flushed: a file is no safer than the folder that names it."""
-    missing: list[str] = []
+    new: list[str] = []
     folder = path
     while not os.path.isdir(folder):  # noqa: PTH112 - pathlib is several times slower, and this is once an image
-        missing.append(folder)
+        new.append(folder)
         folder = os.path.dirname(folder)  # noqa: PTH120
-    for folder in reversed(missing):
-        try:
+    # A folder that is there already may be so new that whoever made it hasn't flushed it, or died before.
+    for folder in reversed(new or [path]):
+        with contextlib.suppress(FileExistsError):
             os.mkdir(folder)  # noqa: PTH102
-        except FileExistsError:
-            continue  # another worker was faster, and flushes it
         sync(os.path.dirname(folder))  # noqa: PTH120
 
 

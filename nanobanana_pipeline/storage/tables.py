@@ -124,8 +124,7 @@ class Tables:
         the table wasn't there). Other writers' rows are never touched, and never in the way. Columns of the schema that
         `data` lacks are null. Durable when this returns.
         """
-        delta = self._at(name, expected_version)
-        before = _names(delta, predicate) if expected_version is not None else frozenset()
+        delta, before = self._as_seen(name, expected_version, predicate)
         change: delta_log.Change | None = None
         for attempt in range(_COMMIT_TRIES):
             self._refresh(name, delta)
@@ -272,18 +271,23 @@ class Tables:
             raise UserError(f"the table {self.uri(name)} lost its latest commit in a crash: {_MEND}")
         return delta
 
-    def _at(self, name: str, version: int | None) -> DeltaTable:
-        """The table at `version`, to be brought up to date from there; created when there is none."""
-        pinned = self._pinned.pop(name, None)
-        if pinned is not None and pinned.version() == version:
-            return pinned
-        try:
-            return self.open(name, version) or self._create(name)
-        except UserError:
-            # When only that version is gone, its log entry was tidied away, or the table was made anew.
-            if self.open(name) is None:
-                raise
-            raise Conflict(f"{name}: there is no version {version} any more") from None
+    def _as_seen(
+        self, name: str, version: int | None, predicate: Predicate | None
+    ) -> tuple[DeltaTable, frozenset[str]]:
+        """The table as it was at `version`, and the files that the rows meant may have been in."""
+        delta = self._pinned.pop(name, None)
+        if version is None:
+            return self.open(name) or self._create(name), frozenset()
+        if delta is None or delta.version() != version:
+            try:
+                delta = self.open(name, version)
+            except UserError:
+                self.open(name)  # raises again when the table is broken, not just this version gone
+                delta = None
+        if delta is None:
+            # Its log entry was tidied away, or the table was made anew: whatever may have happened since.
+            raise Conflict(f"{name}: there is no version {version} any more")
+        return delta, _names(delta, predicate)
 
     def _create(self, name: str) -> DeltaTable:
         schema = SCHEMAS[name]
@@ -370,10 +374,13 @@ class Tables:
         return delta_log.Change(files, adds, removes)
 
     def _refresh(self, name: str, delta: DeltaTable) -> None:
+        """Bring `delta` up to date; `Conflict` when another table stands in its place."""
         try:
             delta.update_incremental()
         except DeltaError as error:
-            raise self._unreadable(name, error) from error
+            if self.open(name) is None:
+                raise Conflict(f"{name}: the table is gone") from error
+            raise Conflict(f"{name}: the table was made anew") from error
         if self._local and not delta_log.entry(self.uri(name), delta.version()).exists():
             # A commit on top of a table that is gone would leave the new one with a hole in its log.
             raise Conflict(f"{name}: the table was made anew")

@@ -70,7 +70,7 @@ def test_every_kind_of_jpeg_passes(mode: str, size: tuple[int, int], progressive
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name != "avif"])
 @given(where=st.floats(0.0, 0.999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_an_image_cut_anywhere_is_refused(name: str, where: float) -> None:
     """Connections break at any byte; half a file must not pass for a picture."""
     kind, options = WHOLE[name]
@@ -251,7 +251,7 @@ def test_a_model_specs_limits_serve() -> None:
 
 
 @given(st.sampled_from(["png", "jpeg", "webp", "gif"]), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damaged_bytes_never_escape_as_other_errors(kind: str, data: st.DataObject) -> None:
     """Whatever arrives, the engine needs a verdict: an unforeseen exception would end its run."""
     whole = bytearray(encoded(picture(24, 24), kind))
