@@ -11,6 +11,8 @@ from itertools import count
 
 Action = Callable[[], None]
 
+_LONGEST_TIMER_S = 86_400.0  # event loops have a limit; what is due later is looked at again then
+
 
 class Clock:
     """Seconds since the epoch, in simulated time, and an agenda kept on the running event loop."""
@@ -60,7 +62,8 @@ class Clock:
         if self._agenda:
             due = self._agenda[0][0]
             self._timer_due = due
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self.now()), self._on_timer)
+            delay = min(max(0.0, due - self.now()), _LONGEST_TIMER_S)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer, self._timer_due = None, float("inf")

@@ -34,7 +34,7 @@ def _never_ends(_reply: Reply, _params: Params, task: Task) -> Reply:
     return json_reply(
         {
             "id": task.id,
-            "created_at": int(task.created * 1000),
+            "created_at": round(task.created * 1000),
             "status": "in_progress",
             "progress": 0.99,
             "model": task.request.model,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -91,7 +92,10 @@ class SimulatorProcess:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(f"{self.api_key}\n")
             process.stdin.flush()
+        watchdog = threading.Timer(_START_TIMEOUT_S, process.kill)
+        watchdog.start()
         line = process.stdout.readline()
+        watchdog.cancel()
         if not line:
             self._errors.seek(0)
             reason = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]

@@ -31,7 +31,7 @@ from nanobanana_pipeline.simulator.replies import (
     json_reply,
     rate_limited,
 )
-from nanobanana_pipeline.simulator.submits import REFUSALS, SPOILINGS, Asked
+from nanobanana_pipeline.simulator.submits import AT_ONCE, REFUSALS, SPOILINGS, Asked
 from nanobanana_pipeline.simulator.tasks import Task, new_task_id, tasks_in
 from nanobanana_pipeline.simulator.validation import GenerationRequest, RefusedRequestError, read_request
 
@@ -201,8 +201,10 @@ class Provider:
         self._write(self._accepted_row(task, latency, answer))
         self._times_asked[fingerprint] += 1
         self._admit(task)
-        self.clock.settle()
-        reply = self._view(task) if task.outcome is not None else json_reply(self._head(task, "in_progress"))
+        if strike is not None and strike.fault in AT_ONCE:
+            self.clock.settle()
+            return self._view(task)
+        reply = json_reply(self._head(task, "in_progress"))
         if strike is not None and strike.fault in SPOILINGS:
             reply = SPOILINGS[strike.fault](reply, strike.params)
         return reply
@@ -210,7 +212,7 @@ class Provider:
     def _latency(self, request: GenerationRequest, strikes: tuple[Strike, ...]) -> float | None:
         """Seconds that the task will take; None: it never ends."""
         faults = {strike.fault: strike.params for strike in strikes}
-        if "fast_path" in faults or "fast_failed" in faults:
+        if not AT_ONCE.isdisjoint(faults):
             return 0.0
         if "stuck" in faults:
             return None
@@ -318,7 +320,7 @@ class Provider:
     def _head(self, task: Task, status: str) -> dict[str, Any]:
         return {
             "id": task.id,
-            "created_at": int(task.created * 1000),
+            "created_at": round(task.created * 1000),
             "status": status,
             "model": task.request.model,
         }

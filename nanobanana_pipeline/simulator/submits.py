@@ -43,6 +43,9 @@ REFUSALS: dict[str, Refusal] = {
     ),
 }
 
+# Faults that end the task at once, its end told by the answer itself.
+AT_ONCE = frozenset(("fast_path", "fast_failed"))
+
 # By fault: the answer to a submit that has made its task, from what would have been said. (The 502, the 504 and the
 # answer without an id may also come without a task: their parameter `accepted` says so.)
 SPOILINGS: dict[str, Spoiling] = {

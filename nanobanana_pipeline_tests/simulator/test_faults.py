@@ -162,8 +162,8 @@ def test_the_fast_path_answers_with_the_output(talk: Talk, prompt: str) -> None:
     task = talk.submit(prompt).json
 
     assert task["status"] == "completed"
-    assert send("GET", image_urls(task)[0]).status == 200
     assert talk.events(prompt) == ["accepted", "billed"]
+    assert send("GET", image_urls(task)[0]).status == 200
     assert talk.poll(task["id"]).json["usage"] == task["usage"]
 
 

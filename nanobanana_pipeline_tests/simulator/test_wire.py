@@ -32,6 +32,16 @@ def test_a_submit_answers_with_a_task_in_progress(talk: Talk, prompt: str) -> No
     assert answer.json["created_at"] > 1_700_000_000_000
 
 
+def test_a_submit_never_tells_the_end_by_itself() -> None:
+    """Even with no latency at all: the fast path is a fault to ask for, not an accident of timing."""
+    with SimulatorProcess(latency=0) as simulator:
+        talk = Talk(simulator)
+        created = talk.submit("a red fox").json
+
+        assert created["status"] == "in_progress"
+        assert talk.poll(created["id"]).json["status"] == "completed"
+
+
 def test_progress_grows_with_time_and_ends_in_output(talk: Talk, prompt: str) -> None:
     """Clients show progress; it must go from 0 towards 1 and never claim an end too early."""
     task_id = talk.accepted(prompt)
