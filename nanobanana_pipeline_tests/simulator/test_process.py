@@ -42,15 +42,20 @@ def shown_by_ps(column: str, pid: int) -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_says_when_it_is_ready_and_ends_on_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     """One line of JSON to stdout, then silence; the book's temporary folder goes with it."""
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    # Watching its standard input, it ends with this test even if an assertion fails.
+    with subprocess.Popen([*COMMAND, "--watch-stdin"], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
-        assert send("GET", ready["base_url"]).json["images_url"] == ready["images_url"]
-        assert ready["pid"] == process.pid
-        assert Path(ready["book"]).exists()
+        about = send("GET", ready["base_url"]).json
+        book_was_there = Path(ready["book"]).exists()
         process.send_signal(number)
+        assert process.wait(timeout=10) == 0
         output, errors = process.communicate(timeout=10)
 
+    assert about["images_url"] == ready["images_url"]
+    assert ready["pid"] == process.pid
+    assert book_was_there
     assert (process.returncode, output, errors) == (0, "", "")
     assert not Path(ready["book"]).exists()
 
