@@ -13,9 +13,13 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
+import fsspec
 from PIL import Image, UnidentifiedImageError
 
 from nanobanana_pipeline.storage.images import ImageStore
+
+THUMBNAILS: Final = "thumbnails"
+"""The folder of the thumbnails, under the output."""
 
 SIDE: Final = 320
 """The longer side of a thumbnail, in pixels."""
@@ -34,7 +38,18 @@ class Pictured:
 
 def thumbnail_path(sha256: str) -> str:
     """Where the thumbnail of an image with this hash is, relative to the output."""
-    return f"thumbnails/{sha256[:2]}/{sha256}.webp"
+    return f"{THUMBNAILS}/{sha256[:2]}/{sha256}.webp"
+
+
+def existing(store: ImageStore) -> set[str]:
+    """The hashes of the images that have a thumbnail: one listing, where asking for each would be slow on a remote store."""
+    filesystem, base = fsspec.core.url_to_fs(f"{store.root.rstrip('/')}/{THUMBNAILS}")
+    filesystem.invalidate_cache(base)
+    return {
+        path.rpartition("/")[2].removesuffix(".webp")
+        for path, entry in filesystem.find(base, detail=True).items()
+        if path.endswith(".webp") and entry["size"]
+    }
 
 
 def make_missing(store: ImageStore, images: Iterable[Pictured]) -> Iterator[tuple[Pictured, bool]]:

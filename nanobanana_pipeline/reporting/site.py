@@ -1,0 +1,103 @@
+"""The folder of the pages: the parts they share, and writing data that a page can load from the file system.
+
+A page opened from a disk may load scripts but fetch nothing, so data are scripts that assign one value. Their names hold a
+hash of what is in them: a page that is being replaced never sees half old and half new data. What the data are is up to
+`cost_page` and `gallery`.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable
+from importlib.resources import files
+from typing import Any, Final
+
+import fsspec
+import orjson
+
+from nanobanana_pipeline import reporting
+from nanobanana_pipeline.generation.workspace import Workspace
+
+SITE: Final = "site"
+"""The folder of the pages, under the output."""
+
+_STATIC: Final = files(reporting).joinpath("static")
+_ASSETS: Final = (
+    "page.css",
+    "page.js",
+    "costs.js",
+    "gallery.js",
+    "icon.svg",
+    "vendor/uPlot-1.6.32.min.js",
+    "vendor/uPlot-1.6.32.min.css",
+    "vendor/uPlot-LICENSE.txt",
+)
+_KEPT_S: Final = 3600.0
+"""How long replaced data stay: a page that someone has open still loads its own."""
+
+# JSON is nearly JavaScript. What a browser, or a tool that shows the file inside HTML, could take for the end of a script
+# or the beginning of a comment is written as an escape, and so are the two line ends that JSON allows in strings.
+_ESCAPES: Final = tuple(
+    (character.encode(), f"\\u{ord(character):04x}".encode()) for character in ("<", ">", "&", "\u2028", "\u2029")
+)
+
+
+class Site:
+    """The pages of one output, a folder or an object store."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._store = workspace.images
+        self._root = workspace.output.rstrip("/")
+        self._filesystem, self._base = fsspec.core.url_to_fs(f"{self._root}/{SITE}")
+
+    def location(self, name: str) -> str:
+        """Where a page is: an absolute path, or a URI."""
+        return self._filesystem.unstrip_protocol(f"{self._base}/{name}").removeprefix("file://")
+
+    def write_data(self, name: str, value: Any) -> str:
+        """Write `value` as the script `data/<name>-<hash>.js`, which sets `nanobanana.data[name]`; its path."""
+        body = script(name, value)
+        path = f"data/{name}-{hashlib.sha256(body).hexdigest()[:12]}.js"
+        # The same name is the same content.
+        if not self._store.exists(f"{SITE}/{path}", len(body)):
+            self._store.write(f"{SITE}/{path}", body)
+        return path
+
+    def write_page(self, page: str, data: str, keep: Iterable[str] = ()) -> str:
+        """Write the page `page` with its data script `data`, and remove data of its kind that it no longer loads.
+
+        `keep` are the further scripts that it may load. Returns the page's location.
+        """
+        for asset in _ASSETS:
+            self._write_if_changed(f"assets/{asset}", _STATIC.joinpath(asset).read_bytes())
+        template = _STATIC.joinpath(f"{page}.html").read_text(encoding="utf-8")
+        # The page comes last: whatever it names is there already.
+        self._write_if_changed(f"{page}.html", template.replace("{{data}}", data).encode())
+        self._remove_stale(page, {data, *keep})
+        return self.location(f"{page}.html")
+
+    def _write_if_changed(self, name: str, data: bytes) -> None:
+        try:
+            if self._store.read(f"{SITE}/{name}") == data:
+                return
+        except FileNotFoundError:
+            pass
+        self._store.write(f"{SITE}/{name}", data)
+
+    def _remove_stale(self, page: str, keep: set[str]) -> None:
+        folder = f"{self._base}/data"
+        oldest = time.time() - _KEPT_S
+        self._filesystem.invalidate_cache(folder)
+        for entry in self._filesystem.ls(folder, detail=True):
+            name = f"data/{entry['name'].rpartition('/')[2]}"
+            written = entry.get("mtime", entry.get("LastModified", entry.get("created")))
+            seconds = written.timestamp() if hasattr(written, "timestamp") else written
+            if name.startswith(f"data/{page}-") and name not in keep and (seconds or 0.0) < oldest:
+                self._filesystem.rm_file(entry["name"])
+
+
+def script(name: str, value: Any) -> bytes:
+    """JavaScript that sets `nanobanana.data[name]` to `value`, whatever strings are in it."""
+    data = orjson.dumps(value)
+    for character, escape in _ESCAPES:
+        data = data.replace(character, escape)
+    return b"((globalThis.nanobanana??={}).data??={})[%s]=%s;\n" % (orjson.dumps(name), data)
