@@ -7,7 +7,6 @@ not a table's. What the tables are is in `schemas`.
 # pyright: reportUnknownParameterType=false
 # pyarrow ships no types.
 
-import csv
 import io
 import re
 import tempfile
@@ -61,6 +60,7 @@ _NARROWEST: Final = 40
 _UNBOUNDED: Final = 100_000
 # What a spreadsheet takes for the start of a formula, and runs.
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_CSV_SPECIAL: Final = re.compile(r'[,"\r\n]')
 _CONTROL: Final = dict.fromkeys((*range(32), *range(127, 160))) | {9: " ", 10: "⏎", 13: None}
 
 
@@ -200,17 +200,18 @@ def _json_value(value: Any) -> Any:
 
 
 def _as_csv(reader: pa.RecordBatchReader, limit: int | None) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_harmless(name) for name in reader.schema.names])
+    lines = [",".join(map(_csv_value, reader.schema.names))]
     for batch in _batches(reader, limit):
         columns = [column.to_pylist() for column in batch.columns]
-        writer.writerows([_csv_value(value) for value in row] for row in zip(*columns, strict=True))
-    return text.getvalue()
+        lines += (",".join(map(_csv_value, row)) for row in zip(*columns, strict=True))
+    return "\n".join([*lines, ""])
 
 
 def _csv_value(value: Any) -> str:
-    return _harmless(value) if isinstance(value, str) else _plain(value)
+    text = _harmless(value) if isinstance(value, str) else _plain(value)
+    # By hand, as Python's writer leaves a lone carriage return bare; and an empty text is not the same as null.
+    bare = not _CSV_SPECIAL.search(text) and (text or value is None)
+    return text if bare else '"' + text.replace('"', '""') + '"'
 
 
 def _harmless(text: str) -> str:

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.storage import data_files, delta_log, durable
 from nanobanana_pipeline.storage import tables as tables_module
+from nanobanana_pipeline.storage.query import run_query
 from nanobanana_pipeline.storage.schemas import SCHEMAS
 from nanobanana_pipeline.storage.tables import Conflict, Tables
 from nanobanana_pipeline_tests.storage.rows import results, rows
@@ -362,7 +363,22 @@ def test_maintaining_leaves_what_readers_may_still_use(tables: Tables) -> None:
 
 
 def test_a_table_behind_a_uri(tmp_path: Path) -> None:
-    """Object stores are reached through Delta's own file system; a file URI takes the same way but for its name."""
+    """A file URI is a folder like any other."""
     tables = Tables(f"file://{tmp_path}/with space", simulated=False)
     put(tables, "a", 2, "1")
     assert marks(Tables(tmp_path / "with space")) == {"a": ["1", "1"]}
+
+
+def test_a_table_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data goes through Delta's own file system there; a folder stands in for the store, taken for remote."""
+    monkeypatch.setattr(durable, "is_remote", lambda root: root.startswith("file://"))
+    tables = Tables(f"file://{tmp_path}", simulated=True)
+    put(tables, "a", 3, "1")
+    put(tables, "b", 2, "1")
+    put(tables, "a", 1, "2")
+    assert marks(tables) == {"a": ["2"], "b": ["1", "1"]}
+    assert [repair for repair in tables.repair() if repair.table == "results"] == []
+    assert tables.maintain("results").merged == 0
+    assert run_query(f"file://{tmp_path}", "SELECT shard, count(*) n FROM results GROUP BY 1 ORDER BY 1", "csv") == (
+        "shard,n\na,1\nb,2\n"
+    )
