@@ -1,0 +1,51 @@
+"""The process that is killed: refreshes the catalogue and works every shard off, again and again, without Dagster.
+
+Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, so that a killer does not spend its
+kills on Python's start-up, and `idle` when there is nothing left to do.
+"""
+
+import sys
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.client import HttpProvider, Timeouts
+from nanobanana_pipeline.generation.intake import refresh
+from nanobanana_pipeline.generation.patience import Patience
+from nanobanana_pipeline.generation.publishing import publish_shard
+from nanobanana_pipeline.generation.shard_run import RunOptions, generate_shard
+from nanobanana_pipeline.generation.staleness import stale_shards
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.settings import load_settings
+
+PATIENCE = Patience(submit_backoff_s=0.02, download_backoff_s=0.02, not_found_s=1.0, submit_timeout_s=3.0)
+TIMEOUTS = Timeouts(connect_s=1.0, submit_s=3.0, poll_s=3.0, download_s=10.0, idle_s=3.0)
+
+
+def main(run: str) -> None:
+    """Work until nothing is left that a run could do something about."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    settings = load_settings()
+    with Workspace.open(settings) as workspace:
+        workspace.tables.repair()
+        refresh(workspace)
+        for shard in stale_shards(workspace):
+            publish_shard(workspace, shard)
+        for work in workspace.ledger.shard_work():
+            if work.left:
+                generate_shard(
+                    workspace,
+                    work.shard,
+                    lambda: HttpProvider(
+                        workspace.spec, settings.api_key, base_url=settings.base_url, timeouts=TIMEOUTS
+                    ),
+                    RunOptions(run, run, run, patience=PATIENCE),
+                )
+    sys.stdout.write("idle\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except UserError as error:
+        sys.exit(f"worker: {error}")
