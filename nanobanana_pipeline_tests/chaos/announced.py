@@ -2,8 +2,6 @@
 
 import sys
 
-import dagster  # noqa: F401 - imported for the time it takes
-
 from nanobanana_pipeline.cli import main
 from nanobanana_pipeline.definitions import build_defs
 

@@ -1,4 +1,4 @@
-"""The mix of faults that a chaos round runs under: rare enough that work gets done, common enough to meet every path."""
+"""The mix of faults in a chaos round: rare enough that work gets done, common enough to meet every path."""
 
 from typing import Any
 

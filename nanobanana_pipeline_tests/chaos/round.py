@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 from deltalake import DeltaTable
+from sqlalchemy.exc import DBAPIError
 
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema
@@ -49,7 +50,7 @@ class Round:
 
 def run_round(plan: Round) -> Verdict:
     """Kill so many times, then let it finish, and judge."""
-    rng = random.Random(plan.seed)  # noqa: S311 - repeatable on purpose
+    rng = random.Random(plan.seed)
     _write_catalogue(plan)
     rules = [{**rule, "seed": plan.seed} for rule in MIX]
     with SimulatorProcess(
@@ -76,7 +77,7 @@ def run_round(plan: Round) -> Verdict:
 
 
 def _live_and_die(plan: Round, settings: Settings, rng: random.Random) -> int:
-    """Let a run live for a random while, SIGKILL its whole process group; returns its submits in the air at that moment."""
+    """Let a run live for a random while, then SIGKILL its whole process group; returns its submits in the air."""
     process = _start(plan, settings)
     try:
         assert process.stdout is not None
@@ -105,7 +106,7 @@ def _start(plan: Round, settings: Settings) -> "subprocess.Popen[str]":
     engine = [sys.executable, "-m", "nanobanana_pipeline_tests.chaos.worker", "chaos-run"]
     dagster = [sys.executable, "-m", "nanobanana_pipeline_tests.chaos.announced", "run", "--json"]
     with (plan.folder / "stderr.log").open("a") as errors:
-        return subprocess.Popen(  # noqa: S603 - our own program
+        return subprocess.Popen(
             engine if plan.through == "engine" else dagster,
             cwd=_REPOSITORY,
             env=_environment(plan, settings),
@@ -163,7 +164,7 @@ def _submitting(settings: Settings) -> int:
         with engine.connect() as connection:
             query = sa.select(sa.func.count()).where(schema.attempts.c.state == AttemptState.SUBMITTING.value)
             return connection.execute(query).scalar_one()
-    except sa.exc.DBAPIError:
+    except DBAPIError:
         return 0  # killed before the ledger was made
     finally:
         engine.dispose()
@@ -189,7 +190,7 @@ class _Reader:
 
 
 @contextmanager
-def _reading_beside(settings: Settings) -> Iterator[_Reader]:
+def _reading_beside(settings: Settings) -> Generator[_Reader]:
     reader = _Reader(settings)
     done = threading.Event()
 
