@@ -8,10 +8,10 @@ that is cut short while it is read would end the whole process.
 
 import hashlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
@@ -100,21 +100,19 @@ def iter_batches(file: CatalogueFile) -> Iterator[pa.RecordBatch]:
     Raises `UnreadableFileError` for a file that is missing, torn, encrypted or no Parquet, also midway.
     """
     with _reading():
-        parquet = _open_parquet(file)
-    with parquet:
-        batches = parquet.iter_batches(batch_size=_rows_a_batch(parquet.metadata))
-        empty = True
-        while True:
+        handle = _open(file)
+    with closing(handle):
+        with _reading():
+            # With a buffer and no pre-buffering, a row group of any size takes a few megabytes instead of all it has.
+            parquet = pq.ParquetFile(
+                handle, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+            )
+            batches = parquet.iter_batches(batch_size=_rows_a_batch(parquet.metadata))
+            batch = next(batches, None) or _no_rows(parquet.schema_arrow)
+        while batch is not None:
+            yield batch
             with _reading():
                 batch = next(batches, None)
-            if batch is None:
-                break
-            empty = False
-            yield batch
-        if empty:
-            with _reading():
-                nothing = parquet.schema_arrow.empty_table().combine_chunks()
-            yield pa.RecordBatch.from_arrays([c.combine_chunks() for c in nothing.columns], schema=nothing.schema)
 
 
 @contextmanager
@@ -134,12 +132,15 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split())[:200].rstrip(".") or type(error).__name__
 
 
-def _open_parquet(file: CatalogueFile) -> pq.ParquetFile:
+def _open(file: CatalogueFile) -> Any:
+    if "://" not in file.uri:
+        return pa.OSFile(file.uri)
     fs, path = url_to_fs(file.uri)
-    local = isinstance(fs, LocalFileSystem)
-    handle = pa.OSFile(path) if local else fs.open(path, "rb", cache_type="none")
-    # With a read buffer and no pre-buffering, a row group of any size takes a few megabytes instead of all of its own.
-    return pq.ParquetFile(handle, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+    return fs.open(path, "rb", cache_type="none")
+
+
+def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
 
 
 def _rows_a_batch(metadata: pq.FileMetaData) -> int:
@@ -158,21 +159,25 @@ def _open_root(root: str) -> tuple[AbstractFileSystem, str]:
     return fs, folder.rstrip("/") or "/"
 
 
-def _children(fs: AbstractFileSystem, folder: str) -> list[str]:
+def _children(fs: AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
     if fs.isfile(folder):
         raise UserError(f"{folder} is a file: set NANOBANANA_CATALOGUE to the folder that it is in")
-    names = fs.ls(folder, detail=False)
-    return sorted(name for name in names if not _basename(name).startswith(_HIDDEN))
+    for child in fs.ls(folder, detail=True):
+        # Some stores list a folder among its own children.
+        if child["name"].rstrip("/") != folder and not _basename(child["name"]).startswith(_HIDDEN):
+            yield child
 
 
-def _source(fs: AbstractFileSystem, root: str, child: str) -> CatalogueSource | None:
-    if fs.isdir(child):
-        paths = [path for path in sorted(fs.find(child)) if _belongs(path[len(child) :])]
-        files = tuple(_describe(fs, root, path) for path in paths)
-        return CatalogueSource(_checked_name(_basename(child)), files) if files else None
-    if not child.lower().endswith(_SUFFIX):
+def _source(fs: AbstractFileSystem, root: str, child: dict[str, Any]) -> CatalogueSource | None:
+    path, name = child["name"].rstrip("/"), _basename(child["name"])
+    # What is neither file nor folder is a link, or came of one.
+    if child["type"] == "directory" or (child["type"] != "file" and fs.isdir(path)):
+        below = fs.find(path, detail=True)
+        files = tuple(_describe(fs, root, below[file]) for file in sorted(below) if _belongs(file[len(path) :]))
+        return CatalogueSource(name, files) if files else None
+    if not name.lower().endswith(_SUFFIX):
         return None
-    return CatalogueSource(_checked_name(_basename(child)[: -len(_SUFFIX)]), (_describe(fs, root, child),))
+    return CatalogueSource(name[: -len(_SUFFIX)], (_describe(fs, root, child),))
 
 
 def _belongs(path: str) -> bool:
@@ -181,33 +186,31 @@ def _belongs(path: str) -> bool:
     return path.lower().endswith(_SUFFIX) and not any(part.startswith(_HIDDEN) for part in parts)
 
 
-def _describe(fs: AbstractFileSystem, root: str, path: str) -> CatalogueFile:
-    local = isinstance(fs, LocalFileSystem)
-    info = _info(fs, path)
+def _describe(fs: AbstractFileSystem, root: str, info: dict[str, Any]) -> CatalogueFile:
+    path = info["name"]
+    shown = _checked(path[len(root) :].lstrip("/"))
+    if isinstance(fs, LocalFileSystem):
+        return CatalogueFile(path, shown, *_size_and_change(path))
     changed = next((str(info[mark]) for mark in _CHANGE_MARKS if info.get(mark)), "")
-    return CatalogueFile(
-        uri=path if local else fs.unstrip_protocol(path),
-        path=path[len(root) :].lstrip("/"),
-        size=int(info.get("size") or 0),
-        changed=changed,
-    )
+    return CatalogueFile(fs.unstrip_protocol(path), shown, int(info.get("size") or 0), changed)
 
 
-def _info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+def _size_and_change(path: str) -> tuple[int, str]:
     try:
-        return fs.info(path)
-    except FileNotFoundError:
-        # Gone since it was listed, or a link to nowhere: reading it will say so in a row of its own.
-        return {}
+        found = Path(path).stat()
+    except OSError:
+        # Gone since it was listed, or a link to nowhere: reading it will say so, in a rejection of its own.
+        return 0, ""
+    return found.st_size, str(found.st_mtime_ns)
 
 
 def _basename(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _checked_name(name: str) -> str:
+def _checked(path: str) -> str:
     try:
-        name.encode()
+        path.encode()
     except UnicodeEncodeError:
-        raise UserError(f"the catalogue's name {name!a} is not valid UTF-8: rename it") from None
-    return name
+        raise UserError(f"the name {path!a} is not valid UTF-8, so no table can hold it: rename the file") from None
+    return path
