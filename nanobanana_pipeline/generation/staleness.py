@@ -4,6 +4,9 @@ Counts and sums are compared, not rows: every entry that a table shows changes o
 `publishing`'s business.
 """
 
+# pyright: reportUnknownParameterType=false
+# pyarrow ships no types.
+
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any

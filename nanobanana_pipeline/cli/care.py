@@ -1,0 +1,5 @@
+"""`unknown` and `repair`: what a person decides or mends."""
+
+import click
+
+COMMANDS: tuple[click.Command, ...] = ()

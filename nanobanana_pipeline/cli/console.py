@@ -1,0 +1,57 @@
+"""How commands speak: results on standard output, everything else on standard error, money and sizes in one form."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+_DOLLAR: Final = 1_000_000
+
+
+def say(text: str = "") -> None:
+    """A line of the result."""
+    click.echo(text)
+
+
+def note(text: str) -> None:
+    """A line about what is going on, for people; never part of the result."""
+    click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """One line that a person should not miss."""
+    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {text}", err=True)
+
+
+def complain(text: str) -> None:
+    """The one line that says why a command could not do its work."""
+    click.echo(f"{click.style('nanobanana:', fg='red', bold=True)} {' '.join(text.split())}", err=True)
+
+
+def say_json(value: Mapping[str, Any]) -> None:
+    """One JSON object, on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def dollars(micros: int) -> str:
+    """Micro-dollars as people read them: cents, and more digits only for small sums."""
+    digits = 2 if abs(micros) >= _DOLLAR or micros == 0 else 4
+    return f"${micros / _DOLLAR:,.{digits}f}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as people read it: 42 s, 3:07 min, 2:05 h."""
+    whole = round(seconds)
+    if whole < 60:  # noqa: PLR2004 - seconds in a minute
+        return f"{whole} s"
+    minutes, seconds = divmod(whole, 60)
+    if minutes < 60:  # noqa: PLR2004 - minutes in an hour
+        return f"{minutes}:{seconds:02} min"
+    return f"{minutes // 60}:{minutes % 60:02} h"
+
+
+def on_terminal() -> bool:
+    """Whether a person watches standard error."""
+    return sys.stderr.isatty()

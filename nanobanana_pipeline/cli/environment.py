@@ -1,0 +1,48 @@
+"""What commands set in the environment before Dagster is loaded, for this process and those it starts.
+
+Settings themselves are read by `settings`; DAGSTER_HOME is Dagster's own variable and only passed on here.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.settings import Settings
+
+_LOCAL_OUTPUT = "data/output"
+_SAMPLE = "sample"
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+def local_output(settings: "Settings") -> Path:
+    """The output, or where a remote one keeps what has to be local (Dagster's state, logs)."""
+    return Path(_LOCAL_OUTPUT if "://" in settings.workspace else settings.workspace).absolute()
+
+
+def set_dagster_home(settings: "Settings") -> Path:
+    """DAGSTER_HOME as it is set, else a folder in the local output; absolute, as Dagster wants it, and prepared."""
+    from nanobanana_pipeline.orchestration.instance import prepare_home
+
+    home = prepare_home(os.environ.get("DAGSTER_HOME") or local_output(settings) / ".dagster")
+    os.environ["DAGSTER_HOME"] = str(home)
+    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+    return home
+
+
+def demo_settings() -> "Settings":
+    """Settings that mean the simulator, whatever provider the environment names; and the sample, where it is found."""
+    from nanobanana_pipeline.settings import load_settings
+
+    for name in ("NANOBANANA_API_KEY", "NANOBANANA_BASE_URL"):
+        # Gone for the processes that are started from here, too.
+        os.environ.pop(name, None)
+    settings = load_settings(api_key=None, base_url=None)
+    sample = _PROJECT / "data" / "catalogue"
+    chosen = "NANOBANANA_CATALOGUE" in os.environ or Path(settings.catalogue).is_dir()
+    return settings if chosen or not sample.is_dir() else settings.model_copy(update={"catalogue": str(sample)})
+
+
+def demo_catalogue(settings: "Settings") -> str | None:
+    """The catalogue that the demo is about: the sample, or all there are where there is none."""
+    return _SAMPLE if (Path(settings.catalogue) / f"{_SAMPLE}.parquet").exists() else None

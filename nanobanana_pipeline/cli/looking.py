@@ -1,0 +1,148 @@
+"""`status`, `query` and `explain`: looking at what is there; nothing is changed or spent."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from nanobanana_pipeline.cli.console import dollars, say, say_json
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.generation.standing import Standing
+    from nanobanana_pipeline.settings import Settings
+
+
+@click.command(short_help="Where the work and the money stand.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status(as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
+    """Items by state, money against the caps, and who is at work now."""
+    from nanobanana_pipeline.generation.standing import standing
+    from nanobanana_pipeline.ledger.ledger import Ledger
+    from nanobanana_pipeline.settings import load_settings
+
+    settings = load_settings()
+    if not has_ledger(settings):
+        if as_json:
+            say_json({"mode": None, "output": settings.workspace, "items": {}, "catalogues": [], "workers": []})
+        else:
+            say(f"nothing was done in {settings.workspace} yet: nanobanana {'demo' if settings.simulated else 'run'}")
+        return
+    with Ledger(settings.ledger) as ledger:
+        now = standing(ledger, settings)
+    if as_json:
+        say_json(_as_json(now, settings))
+    else:
+        _say_standing(now, settings)
+
+
+@click.command(short_help="SQL over the tables (DuckDB).")
+@click.argument("sql")
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "csv", "json", "parquet"]),
+    default="table",
+    show_default=True,
+    help="json is one array of objects; parquet is binary, for a file.",
+)
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most N rows.")
+def query(sql: str, fmt: Literal["table", "csv", "json", "parquet"], limit: int | None) -> None:
+    """Answer an SQL query over the tables.
+
+    These are prompts, rejected_prompts, results, images, attempts, cost_daily and reconciliation; docs/tables.md says
+    what is in them. It can only read.
+
+    \b
+    Examples:
+      nanobanana query "SELECT status, count(*), sum(cost_usd) FROM results GROUP BY 1"
+      nanobanana query "SELECT * FROM cost_daily" --format csv > costs.csv
+      nanobanana query "SELECT path FROM images" --format parquet > images.parquet
+    """
+    from nanobanana_pipeline.errors import UserError
+    from nanobanana_pipeline.settings import load_settings
+    from nanobanana_pipeline.storage.query import run_query
+
+    if fmt == "parquet" and sys.stdout.isatty():
+        raise UserError(
+            "parquet is binary: send it to a file, as in nanobanana query … --format parquet > rows.parquet"
+        )
+    answer = run_query(load_settings().workspace, sql, fmt, limit)
+    click.echo(answer, nl=isinstance(answer, str) and not answer.endswith("\n"))
+
+
+def has_ledger(settings: "Settings") -> bool:
+    """Whether there is a ledger to look at; looking must not make one."""
+    from sqlalchemy.engine import make_url
+
+    url = make_url(settings.ledger)
+    return url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
+
+
+def _say_standing(now: "Standing", settings: "Settings") -> None:
+    mode = "nothing run yet" if now.stamp is None else f"{now.stamp.mode}, {now.stamp.origin}"
+    say(f"{settings.workspace} ({mode})")
+    for catalogue in now.catalogues:
+        counts = ", ".join(
+            f"{count:,} {status.replace('_', ' ')}" for status, count in catalogue.items.items() if count
+        )
+        shards = f"{catalogue.shards:,} {'shard' if catalogue.shards == 1 else 'shards'}"
+        say(f"  {catalogue.name}: {counts or 'no items'} ({shards}, {catalogue.shards_with_work:,} with work left)")
+    for cap in now.caps:
+        held = cap.held
+        parts = [
+            f"{dollars(held.spent)} spent",
+            f"{dollars(held.reserved)} reserved",
+            f"{dollars(held.at_risk)} at risk",
+        ]
+        say(f"  {cap.scope}: {', '.join(parts)}" + (f" of {dollars(cap.cap)}" if cap.cap is not None else ""))
+    if now.at_risk_micros:
+        say(f"  at risk in all: {dollars(now.at_risk_micros)}; see nanobanana unknown list")
+    for worker in now.workers:
+        state = "has died; the next run takes over" if worker.dead else f"at work on {worker.shard}"
+        say(f"  worker {worker.host}/{worker.pid} (run {worker.run_id[:8]}): {state}")
+
+
+def _as_json(now: "Standing", settings: "Settings") -> dict[str, Any]:
+    from nanobanana_pipeline.ledger.budget import usd
+
+    return {
+        "mode": now.stamp.mode if now.stamp else None,
+        "origin": now.stamp.origin if now.stamp else None,
+        "output": settings.workspace,
+        "items": now.items,
+        "at_risk_usd": usd(now.at_risk_micros),
+        "catalogues": [
+            {
+                "catalogue": catalogue.name,
+                "shards": catalogue.shards,
+                "shards_with_work": catalogue.shards_with_work,
+                "prompts": catalogue.prompts,
+                "items": dict(catalogue.items),
+            }
+            for catalogue in now.catalogues
+        ],
+        "caps": [
+            {
+                "scope": cap.scope,
+                "cap_usd": None if cap.cap is None else usd(cap.cap),
+                "spent_usd": usd(cap.held.spent),
+                "reserved_usd": usd(cap.held.reserved),
+                "at_risk_usd": usd(cap.held.at_risk),
+            }
+            for cap in now.caps
+        ],
+        "workers": [
+            {
+                "shard": worker.shard,
+                "run_id": worker.run_id,
+                "host": worker.host,
+                "pid": worker.pid,
+                "dead": worker.dead,
+            }
+            for worker in now.workers
+        ],
+    }
+
+
+COMMANDS: tuple[click.Command, ...] = (status, query)

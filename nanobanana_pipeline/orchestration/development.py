@@ -1,0 +1,199 @@
+"""Dagster's pages and daemon on this machine (`dagster dev`), as one group of processes that ends as a whole.
+
+`dagster dev` by itself, ended from outside, leaves its code server and its runs behind; and runs must be told to stop
+while there is still someone to take their answers in. What the group serves is in `definitions`.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import dagster as dg
+from dagster._core.launcher import DefaultRunLauncher
+
+from nanobanana_pipeline.errors import UserError
+
+_START_LIMIT_S: Final = 120.0
+_RUNS_LIMIT_S: Final = 40.0
+"""A run takes in the answers that are on their way, then writes its tables."""
+_END_LIMIT_S: Final = 10.0
+_DAEMON: Final = "dagster._daemon"
+_UNDER_WAY: Final = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+class DagsterDev:
+    """`dagster dev` with our definitions; a context manager that starts it and ends it with all its processes and runs.
+
+    `home` is DAGSTER_HOME, which the environment must name; what Dagster says goes to the file `log`.
+    """
+
+    def __init__(self, home: Path, *, host: str, port: int, log: Path) -> None:
+        self.url = f"http://{host}:{port}"
+        self._home = home
+        self._host = host
+        self._port = port
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it, and wait until its pages answer. Raises `UserError` when they don't."""
+        _refuse_taken_port(self._host, self._port)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # A shell that starts us in the background has SIGINT ignored; children would inherit that, and never end.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                [
+                    *(sys.executable, "-m", "dagster", "dev", "--module-name", "nanobanana_pipeline.definitions"),
+                    *("--host", self._host, "--port", str(self._port)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in the terminal is for us, who end the group in good order.
+                start_new_session=True,
+            )
+        try:
+            self._wait_for_pages()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def wait(self) -> None:
+        """Wait until it ends by itself, which it doesn't in good order. Raises `UserError` then."""
+        if self._process is not None:
+            self._process.wait()
+            raise UserError(f"Dagster ended by itself: {self._last_words()}; all of it is in {self._log}")
+
+    def _wait_for_pages(self) -> None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        deadline = time.monotonic() + _START_LIMIT_S
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                raise UserError(f"Dagster did not start: {self._last_words()}; all of it is in {self._log}")
+            with suppress(OSError, ValueError), opener.open(f"{self.url}/server_info", timeout=5) as answer:
+                if "dagster_webserver_version" in json.load(answer):
+                    return
+            time.sleep(0.2)
+        raise UserError(f"Dagster did not start within {_START_LIMIT_S:.0f} s: see {self._log}")
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1].strip()[:300] if lines else "it said nothing"
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        try:
+            if self._process.poll() is None:
+                self._end_runs()
+        finally:
+            _end_group(self._process)
+            self._process = None
+
+    def _end_runs(self) -> None:
+        """Stop the runs of this machine gracefully, and wait for them."""
+        # The daemon first, or it would start the next runs in the queue as fast as these end. Those stay in the queue.
+        for process in _children(self._process.pid if self._process else 0):
+            if _DAEMON in process.command:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
+        with dg.DagsterInstance.from_config(str(self._home)) as instance:
+            if not isinstance(instance.run_launcher, DefaultRunLauncher):
+                return  # they are on other machines, and don't end with this one's pages
+            deadline = time.monotonic() + _RUNS_LIMIT_S
+            told: set[str] = set()
+            while time.monotonic() < deadline:
+                runs = instance.get_runs(filters=dg.RunsFilter(statuses=_UNDER_WAY))
+                if not runs:
+                    return
+                for run in runs:
+                    if run.run_id not in told:
+                        told.add(run.run_id)
+                        _terminate(instance, run.run_id)
+                time.sleep(0.2)
+
+
+def _terminate(instance: dg.DagsterInstance, run_id: str) -> None:
+    # Whatever goes wrong here (the code server is gone, the run has just ended): the group's end comes after it.
+    with suppress(Exception):
+        instance.run_launcher.terminate(run_id)
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"can't listen on {host}:{port} ({error.strerror}): choose another with --port") from None
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End every process of the group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _END_LIMIT_S
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        while time.monotonic() < deadline:
+            process.poll()
+            if not _group_lives(process.pid):
+                return
+            time.sleep(0.05)
+
+
+def _group_lives(group: int) -> bool:
+    """Whether a process of the group is alive; a zombie is not, whoever fails to collect it."""
+    return any(process.group == group and not process.zombie for process in _processes())
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    pid: int
+    parent: int
+    group: int
+    zombie: bool
+    command: str
+
+
+def _children(pid: int) -> Iterator[_Process]:
+    return (process for process in _processes() if process.parent == pid)
+
+
+def _processes() -> Iterator[_Process]:
+    if not Path("/proc/self/stat").exists():
+        command = ["ps", "-A", "-o", "pid=,ppid=,pgid=,state=,command="]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the system's own
+        for line in listed.stdout.splitlines():
+            pid, parent, group, state, *words = line.split(None, 4)
+            yield _Process(int(pid), int(parent), int(group), state.startswith("Z"), " ".join(words))
+        return
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            stat = (folder / "stat").read_text()
+            # The command's name, in brackets, may itself hold spaces and brackets.
+            state, parent, group = stat[stat.rindex(")") + 2 :].split()[:3]
+            line = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
+            yield _Process(int(folder.name), int(parent), int(group), state in {"Z", "X"}, line)

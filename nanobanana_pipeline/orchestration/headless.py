@@ -1,0 +1,442 @@
+"""The whole pipeline through Dagster in this one process: the catalogue, every shard with work left, then the reports.
+
+Each step is an ordinary Dagster run, seen in its pages like any other; shards overlap in threads. How a run is shown on
+a terminal belongs to the command line, what a run does to the assets.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Final, Protocol
+from uuid import uuid4
+
+import dagster as dg
+from dagster._core.instance.ref import InstanceRef
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.lifecycle import Tally
+from nanobanana_pipeline.generation.publishing import publish_shard
+from nanobanana_pipeline.generation.shard_run import ShardReport
+from nanobanana_pipeline.generation.staleness import stale_shards
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger.ledger import Stamp
+from nanobanana_pipeline.ledger.states import ItemState
+from nanobanana_pipeline.ledger.work import ShardWork
+from nanobanana_pipeline.orchestration.definitions import build_defs
+from nanobanana_pipeline.orchestration.instance import free_dead_slots, prepare_home
+from nanobanana_pipeline.orchestration.jobs import (
+    GENERATE_IMAGES,
+    REFRESH_CATALOGUE,
+    REPORT_COSTS,
+    generation_config,
+    refresh_config,
+)
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+from nanobanana_pipeline.orchestration.session import Session
+from nanobanana_pipeline.reporting.costs import CostSummary, publish_cost_daily, summary
+from nanobanana_pipeline.settings import Settings
+
+COMMAND_TAG: Final = "nanobanana/command"
+"""On every run of one command, so that they can be found together in Dagster's pages."""
+
+_LOGGER: Final = "file"
+_SHARDS_AT_ONCE: Final = 4
+_TICK_S: Final = 0.2
+_CATALOGUE_GRACE_S: Final = 8.0
+"""How long a stop waits for the catalogue to be entered. Cut short, it is entered again by the next run."""
+_REPORT_GRACE_S: Final = 8.0
+"""As long for the pages, which the next run makes anew."""
+_STOP_LIMIT_S: Final = 60.0
+"""Far beyond what a stop takes: after it the process ends in whatever state it is, as a crash would end it."""
+_LOGS_KEPT: Final = 50
+
+# Dagster's redirection of what steps print takes the whole process, its other threads and the terminal included.
+_NO_REDIRECTION: Final = {
+    "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What one command asks for; `options` are those of the generation's launchpad."""
+
+    catalogue: str | None = None
+    limit: int | None = None
+    retry_failed: bool = False
+    resubmit_unknown: bool = False
+    regenerate: bool = False
+    allow_duplicates: bool = False
+    max_cost_usd: Decimal | None = None
+
+    def wants(self, work: ShardWork, *, on_unknown: str) -> bool:
+        """Whether a run of the shard could do anything."""
+        count = work.states.get
+        return bool(
+            work.left
+            or ((self.resubmit_unknown or on_unknown == "resubmit") and count(ItemState.UNKNOWN))
+            or ((self.retry_failed or self.regenerate) and count(ItemState.FAILED))
+            or (self.regenerate and count(ItemState.DONE))
+        )
+
+    def new_items(self, work: ShardWork) -> int:
+        """Items of the shard for which new attempts may be made."""
+        states = [ItemState.PENDING, ItemState.DEFERRED]
+        states += [ItemState.FAILED] * (self.retry_failed or self.regenerate) + [ItemState.DONE] * self.regenerate
+        return sum(work.states.get(state, 0) for state in states)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A shard's part of the work: how many items may be begun there (None: all), and how many there are to do."""
+
+    shard: str
+    limit: int | None
+    items: int
+
+
+class Watcher(Protocol):
+    """Who follows a run; called from the main thread only."""
+
+    def phase(self, text: str) -> None:
+        """A part of the work begins that can't be counted."""
+        ...
+
+    def generating(self, items: int, shards: int) -> None:
+        """Generation begins."""
+        ...
+
+    def tick(self, tally: Tally) -> None:
+        """Where the run stands, several times a second."""
+        ...
+
+    def stopping(self) -> None:
+        """A stop was asked for."""
+        ...
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a command did, and how things stand after it. Money in integer micro-dollars."""
+
+    stamp: Stamp
+    output: str
+    log: str
+    tally: Tally = field(default_factory=Tally)
+    """What was done by this command."""
+    standing: CostSummary | None = None
+    """Where all the work stands (of the catalogue, if one was named); None when a run ended before it was known."""
+    rejected_rows: int = 0
+    shards: list[str] = field(default_factory=list)
+    run_ids: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Runs that failed for a reason of their own, in a line each."""
+    signal_number: int | None = None
+    duration_s: float = 0.0
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether some item is neither done nor simply waiting for a larger limit."""
+        items = self.standing.items if self.standing else {}
+        return any(items.get(status) for status in ("failed", "unknown", "deferred", "in_flight"))
+
+
+def run_pipeline(settings: Settings, order: Order, watcher: Watcher, *, home: Path, logs: Path) -> Outcome:
+    """Do what `order` asks for and leave every table current. `home` is DAGSTER_HOME, `logs` a folder for log files.
+
+    Raises `UserError` when it could not be done. SIGINT, SIGTERM and SIGHUP stop it gracefully; the outcome says so.
+    """
+    began = time.monotonic()
+    home = prepare_home(home)
+    command = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{token_hex(3)}"
+    log = log_file(logs, command)
+    with Workspace.open(settings) as workspace, instance_for_threads(home) as instance:
+        resource = NanoBananaResource.from_settings(settings)
+        # Asked before anything else: a provider out of reach, or a ledger that is someone else's, is one line at once.
+        with resource.provider(workspace) as access, _logging_to(log) as logger:
+            outcome = Outcome(access.stamp, workspace.output, str(log))
+            free_dead_slots(instance)
+            session = Session(run_scope=command)
+            console = dg.LoggerDefinition(lambda _: logger, description="This command's log file.")
+            defs = dg.Definitions.merge(
+                build_defs(session=session, settings=settings), dg.Definitions(loggers={_LOGGER: console})
+            )
+            run = _Run(settings, order, watcher, workspace, instance, defs, session, outcome, logger)
+            with run.signals():
+                run.whole()
+        outcome.duration_s = time.monotonic() - began
+        return outcome
+
+
+@contextmanager
+def instance_for_threads(home: Path) -> Generator[dg.DagsterInstance]:
+    """The Dagster instance of `home`, such that several runs can go on in threads of this process."""
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_REDIRECTION)) as instance:
+        # For every run Dagster configures Python's logging anew to find the handlers of dagster.yaml, which takes all
+        # handlers' locks in turn. While another thread logs that is a deadlock, so they are looked up once.
+        handlers = list(instance.get_yaml_python_handlers())
+        instance.get_yaml_python_handlers = lambda: handlers
+        yield instance
+
+
+def log_file(folder: Path, command: str) -> Path:
+    """A new file for what Dagster has to say; old ones go."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"can't write to {folder} ({error.strerror}): set NANOBANANA_OUTPUT to another folder"
+        ) from None
+    for old in sorted(folder.glob("run-*.log"))[: 1 - _LOGS_KEPT]:
+        old.unlink(missing_ok=True)
+    return folder / f"run-{command}.log"
+
+
+def shares(order: Order, work: Sequence[ShardWork], *, on_unknown: str) -> list[Share]:
+    """Each shard's part, in order of catalogue and number: the same answer for the same ledger.
+
+    A shard beyond the limit still has its turn when attempts of it are open: they are paid for.
+    """
+    room = order.limit
+    found: list[Share] = []
+    for shard in work:
+        if not order.wants(shard, on_unknown=on_unknown):
+            continue
+        new = order.new_items(shard)
+        begun = sum(shard.states.get(state, 0) for state in (ItemState.OPEN, ItemState.OVERDUE))
+        if room is None:
+            found.append(Share(shard.shard, None, new + begun))
+            continue
+        part = min(new, room)
+        room -= part
+        if part or begun:
+            found.append(Share(shard.shard, part, part + begun))
+    return found
+
+
+class _Run:
+    """One command under way."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        order: Order,
+        watcher: Watcher,
+        workspace: Workspace,
+        instance: dg.DagsterInstance,
+        defs: dg.Definitions,
+        session: Session,
+        outcome: Outcome,
+        logger: logging.Logger,
+    ) -> None:
+        self._on_unknown = settings.on_unknown
+        self._order = order
+        self._watcher = watcher
+        self._workspace = workspace
+        self._instance = instance
+        # Resolved here, once: Dagster does it lazily, and not for threads.
+        self._jobs = {job: defs.resolve_job_def(job) for job in (REFRESH_CATALOGUE, GENERATE_IMAGES, REPORT_COSTS)}
+        self._outcome = outcome
+        self._logger = logger
+        self._tallies: dict[str, Tally] = {}
+        self._run_of_shard: dict[str, str] = {}
+        self._session = session
+        session.on_progress, session.on_report = self._tallies.__setitem__, self._on_report
+
+    def whole(self) -> None:
+        """Every step in turn."""
+        names = None if self._order.catalogue is None else [self._order.catalogue]
+        self._step(REFRESH_CATALOGUE, "reading the catalogue", _CATALOGUE_GRACE_S, refresh_config(names))
+        if self._going_on:
+            self._generate(shares(self._order, self._shard_work(), on_unknown=self._on_unknown))
+        if self._going_on:
+            self._mend_tables()
+            self._step(REPORT_COSTS, "adding up", _REPORT_GRACE_S)
+        else:
+            # Pages can wait; the tables must be right.
+            publish_cost_daily(self._workspace)
+        self._sum_up()
+        if self._session.failure is not None:
+            raise self._session.failure
+
+    @property
+    def _going_on(self) -> bool:
+        """Whether nobody, and nothing, has stopped it yet."""
+        return not self._session.stop.thrown and not self._outcome.problems
+
+    def _step(self, job: str, phase: str, grace_s: float, config: Mapping[str, Any] | None = None) -> None:
+        """Run a job of one run; in a thread, so that signals are seen to at once."""
+        self._watcher.phase(phase)
+        with ThreadPoolExecutor(1, thread_name_prefix=job) as thread:
+            self._follow([thread.submit(self._execute, job, config=config)], grace_s)
+
+    @contextmanager
+    def signals(self) -> Generator[None]:
+        """Turn signals into a graceful stop."""
+        stop = self._session.stop
+
+        def hang_up(number: int, _frame: object) -> None:
+            stop.signal_number = number
+            stop.throw()
+
+        with stop.on_signals():
+            before = signal.getsignal(signal.SIGHUP)
+            if before is not signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, hang_up)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
+    def _generate(self, parts: Sequence[Share]) -> None:
+        if not parts:
+            return
+        self._outcome.shards = [part.shard for part in parts]
+        self._watcher.generating(sum(part.items for part in parts), len(parts))
+        with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, len(parts)), thread_name_prefix="shard") as threads:
+            self._follow([threads.submit(self._generate_shard, part) for part in parts], _STOP_LIMIT_S)
+
+    def _generate_shard(self, part: Share) -> None:
+        if self._session.stop.thrown:
+            return
+        order = self._order
+        config = generation_config(
+            limit=part.limit,
+            retry_failed=order.retry_failed,
+            resubmit_unknown=order.resubmit_unknown,
+            regenerate=order.regenerate,
+            allow_duplicates=order.allow_duplicates,
+            max_cost_usd=order.max_cost_usd,
+        )
+        self._execute(GENERATE_IMAGES, shard=part.shard, config=config)
+
+    def _execute(self, job: str, *, shard: str | None = None, config: Mapping[str, Any] | None = None) -> None:
+        run_id = str(uuid4())
+        self._outcome.run_ids.append(run_id)
+        if shard is not None:
+            self._run_of_shard[shard] = run_id
+        result = self._jobs[job].execute_in_process(
+            run_id=run_id,
+            instance=self._instance,
+            partition_key=shard,
+            run_config={"loggers": {_LOGGER: {}}, **(config or {})},
+            tags={COMMAND_TAG: self._session.run_scope or ""},
+            raise_on_error=False,
+        )
+        if not result.success and self._session.failure is None and not self._session.stop.thrown:
+            self._failed(result, shard or job)
+
+    def _failed(self, result: dg.ExecuteInProcessResult, what: str) -> None:
+        """Take in why a run failed: for a reason that the user can mend, or by a defect."""
+        failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+        for failure in failures:
+            if failure.user_failure_data is not None:
+                self._session.failed(UserError(failure.user_failure_data.description or f"{what} failed"))
+                return
+        for failure in failures:
+            if failure.error is not None:
+                self._logger.error("%s: %s", what, failure.error.to_string())
+        first = next((failure.error for failure in failures if failure.error is not None), None)
+        cause = None if first is None else first.cause or first
+        why = "its Dagster run failed" if cause is None else " ".join(cause.message.split())
+        self._outcome.problems.append(f"{what}: {why}")
+
+    def _on_report(self, report: ShardReport) -> None:
+        self._tallies[report.shard] = report.tally
+        if report.interrupted:
+            # Told before the interrupt reaches Dagster: only a run that is being canceled ends as canceled.
+            run = self._instance.get_run_by_id(self._run_of_shard[report.shard])
+            if run is not None:
+                self._instance.report_run_canceling(run)
+
+    def _follow(self, futures: Sequence[Future[None]], grace_s: float) -> None:
+        """Wait for the threads, tell the watcher, and see to it that a stop comes to an end."""
+        stopped_at: float | None = None
+        left = set(futures)
+        while left:
+            done, left = wait(left, timeout=_TICK_S)
+            for future in done:
+                self._take(future)
+            self._watcher.tick(total(self._tallies.values()))
+            if self._session.stop.thrown and stopped_at is None:
+                stopped_at = time.monotonic()
+                if self._session.failure is None:
+                    self._watcher.stopping()
+            if left and stopped_at is not None and time.monotonic() - stopped_at > grace_s:
+                self._end_hard()
+
+    def _take(self, future: Future[None]) -> None:
+        error = future.exception()
+        if isinstance(error, UserError):
+            self._session.failed(error)
+        elif isinstance(error, Exception) or (error is not None and not self._session.stop.thrown):
+            self._session.stop.throw()
+            raise error
+
+    def _end_hard(self) -> None:
+        """End as a crash would, which everything here is made for: a thread can't be told to end."""
+        unfinished = dg.RunsFilter(run_ids=self._outcome.run_ids, statuses=[dg.DagsterRunStatus.STARTED])
+        for run in self._instance.get_runs(filters=unfinished):
+            self._instance.report_run_canceled(run, "Stopped by a signal.")
+        os._exit(128 + (self._session.stop.signal_number or signal.SIGTERM))
+
+    def _mend_tables(self) -> None:
+        """Write the rows of shards that an earlier run, killed before it could, has left behind."""
+        for shard in stale_shards(self._workspace):
+            self._logger.info("the tables lacked the latest of shard %s: written from the ledger", shard)
+            publish_shard(self._workspace, shard)
+
+    def _sum_up(self) -> None:
+        outcome = self._outcome
+        outcome.tally = total(self._tallies.values())
+        outcome.signal_number = self._session.stop.signal_number
+        catalogue = self._order.catalogue
+        outcome.standing = summary(self._workspace, catalogue=catalogue)
+        only = None if catalogue is None else {"catalogue": catalogue}
+        outcome.rejected_rows = self._workspace.tables.read("rejected_prompts", ["catalogue"], only).num_rows
+
+    def _shard_work(self) -> list[ShardWork]:
+        """The work of the catalogues that are meant."""
+        catalogue = self._order.catalogue
+        return self._workspace.ledger.shard_work(None if catalogue is None else [catalogue])
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """The sum of several tallies."""
+    summed = Tally()
+    for tally in tuple(tallies):
+        for each in fields(Tally):
+            value = getattr(tally, each.name)
+            if isinstance(value, dict):
+                for kind, count in dict(value).items():
+                    summed.failures_by_kind[kind] = summed.failures_by_kind.get(kind, 0) + count
+            else:
+                setattr(summed, each.name, getattr(summed, each.name) + value)
+    return summed
+
+
+@contextmanager
+def _logging_to(file: Path) -> Generator[logging.Logger]:
+    """A logger for Dagster's runs that writes to `file` alone; what libraries warn of goes there, too."""
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("nanobanana.headless")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield logger
+    finally:
+        for each in (logger, logging.getLogger()):
+            each.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()

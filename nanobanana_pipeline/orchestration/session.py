@@ -1,0 +1,44 @@
+"""What all the Dagster runs of one process share: one stop, one budget scope, and who is told of progress.
+
+The command line runs many shards in one process and hands its session to `build_defs`; a run in a process of its own
+has a session of its own. Nothing of Dagster's belongs here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.lifecycle import Tally
+from nanobanana_pipeline.generation.shard_run import ShardReport
+from nanobanana_pipeline.generation.stopping import StopSwitch
+
+
+@dataclass(slots=True)
+class Session:
+    """Shared by every run of a process; the callbacks are called from the threads that the runs are in."""
+
+    stop: StopSwitch = field(default_factory=StopSwitch)
+    on_progress: Callable[[str, Tally], None] | None = None
+    """Told of a shard's tally about once a second."""
+    on_report: Callable[[ShardReport], None] | None = None
+    """Told of each shard's report once its tables are written, before anything is raised."""
+    run_scope: str | None = None
+    """The budget scope that the runs share; None: each run, or backfill, has its own."""
+    failure: UserError | None = None
+    """The first error that is the user's to mend; what follows from it is noise."""
+
+    def progressed(self, shard: str, tally: Tally) -> None:
+        """Pass a tally on."""
+        if self.on_progress is not None:
+            self.on_progress(shard, tally)
+
+    def reported(self, report: ShardReport) -> None:
+        """Pass a report on."""
+        if self.on_report is not None:
+            self.on_report(report)
+
+    def failed(self, error: UserError) -> None:
+        """Keep the first error, and stop the other runs: what stops one (a wrong key, an empty account) stops all."""
+        if self.failure is None:
+            self.failure = error
+        self.stop.throw()
