@@ -7,8 +7,7 @@ past runs depend on it. Nothing here reads a catalogue or touches a disk.
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -22,9 +21,11 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]|\.(?=\.)|(?<=\.)\.|^[.-]|\.\Z")
 _LOOKS_HASHED = re.compile(rf"-[0-9a-f]{{{_NAME_HASH_DIGITS}}}\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What one catalogue row asks of the model, as the row sets it: empty is the same as absent."""
+class Request(NamedTuple):
+    """What one catalogue row asks of the model, as the row sets it: empty is the same as absent.
+
+    A named tuple, since a catalogue makes a million of them, and a frozen dataclass takes three times as long to make.
+    """
 
     model: str
     prompt: str

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise, repeat
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -52,8 +52,7 @@ _T = TypeVar("_T")
 _ROW_BITS = 40
 
 
-@dataclass(slots=True)
-class CataloguePrompt:
+class CataloguePrompt(NamedTuple):
     """A good row: `samples` images of one request are wanted."""
 
     catalogue: str
