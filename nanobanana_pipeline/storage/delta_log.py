@@ -26,7 +26,7 @@ NO_HOOKS: Final = PostCommitHookProperties(create_checkpoint=False, cleanup_expi
 CHECKPOINT_EVERY: Final = 25
 """Commits. A checkpoint costs about 60 ms, and each commit since the last one about 1 ms at every opening."""
 
-LOG_KEPT: Final = "interval 1 hours"
+LOG_KEPT: Final = "interval 10 minutes"
 """Opening a table and committing to it look at every entry of the log: with 2,000 of them each takes 25 ms more."""
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Change:
 
 
 def commit(delta: DeltaTable, change: Change) -> bool:
-    """Commit `change` as the version after `delta`'s; False, and `delta` brought up to date, when that one is taken."""
+    """Commit `change` as the version after `delta`'s; False when someone else has taken that one."""
     now = time.time_ns() // 1_000_000
     removes = [RemoveAction(file, change.data_change, now) for file in change.removes]
     try:

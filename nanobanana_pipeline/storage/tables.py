@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -125,28 +126,16 @@ class Tables:
         `data` lacks are null. Durable when this returns.
         """
         delta, before = self._as_seen(name, expected_version, predicate)
-        change: delta_log.Change | None = None
-        for attempt in range(_COMMIT_TRIES):
-            self._refresh(name, delta)
-            self._check_mode(name, delta)
-            now = _names(delta, predicate)
-            if change and change.paths and change.paths <= now:
-                # An object store may take a commit and lose the answer; repeated, it looks like someone else's.
-                return delta_log.settle(self.uri(name), delta.version())
-            if now != before:
-                if change:
-                    change.discard()
-                raise Conflict(f"{name}: {predicate or 'all rows'} changed since version {expected_version}")
-            self._add_missing_columns(name, delta)
-            change = change or self._change(name, delta, data, predicate, before)
-            if not change.adds and not change.removes:
-                return delta.version()
-            if delta_log.commit(delta, change):
-                return delta_log.settle(self.uri(name), delta.version() + 1)
-            # Many shards end at once at times; the one that is pushed back must not meet the same crowd again.
-            time.sleep(random.uniform(0, min(0.5, 0.01 * attempt)))  # noqa: S311
-        # Not discarded: after so many tries the last commit's outcome may be unknown. `maintain` takes the files away.
-        raise Conflict(f"{name}: {_COMMIT_TRIES} commits of others came first")
+        self._refresh(name, delta)
+        self._check_mode(name, delta)
+        unchanged = partial(_unchanged, delta, predicate, before)
+        if not unchanged():
+            raise Conflict(f"{name}: {predicate or 'all rows'} changed since version {expected_version}")
+        self._add_missing_columns(name, delta)
+        change = self._change(name, delta, data, predicate, before)
+        if not change.adds and not change.removes:
+            return delta.version()
+        return self._carry_out(name, delta, change, unchanged)
 
     def append(self, name: str, data: pa.Table | pa.RecordBatchReader) -> int:
         """Add rows; the new version. Appends never conflict. Durable when this returns."""
@@ -154,13 +143,7 @@ class Tables:
         self._check_mode(name, delta)
         self._add_missing_columns(name, delta)
         change = self._change(name, delta, data, None, frozenset())
-        for _ in range(_COMMIT_TRIES):
-            if not change.adds:
-                return delta.version()
-            if delta_log.commit(delta, change):
-                return delta_log.settle(self.uri(name), delta.version() + 1)
-            self._refresh(name, delta)
-        raise Conflict(f"{name}: {_COMMIT_TRIES} commits of others came first")
+        return self._carry_out(name, delta, change, lambda: True) if change.adds else delta.version()
 
     def read(
         self, name: str, columns: Sequence[str] | None = None, predicate: Predicate | pc.Expression | None = None
@@ -249,14 +232,8 @@ class Tables:
             group = small[first : first + _MERGED_FILES]
             adds += files.write(files.dataset(group, schema).to_batches(), schema, data_change=False)
         change = delta_log.Change(files, adds, small, data_change=False)
-        for _ in range(_COMMIT_TRIES):
-            if not _names(delta, None).issuperset(small):
-                change.discard()
-                raise Conflict(f"{name}: rows changed while its files were being merged")
-            if delta_log.commit(delta, change):
-                delta_log.settle(self.uri(name), delta.version() + 1)
-                return len(small)
-        raise Conflict(f"{name}: {_COMMIT_TRIES} commits of others came first")
+        self._carry_out(name, delta, change, lambda: _names(delta, None).issuperset(small))
+        return len(small)
 
     def open(self, name: str, version: int | None = None) -> DeltaTable | None:
         """The Delta table itself; None when there is none. `UserError` when a power cut or an edit has broken it."""
@@ -373,6 +350,23 @@ class Tables:
                 adds += files.write(rows.to_batches(filter=~_matching(predicate)), rows.schema)
         return delta_log.Change(files, adds, removes)
 
+    def _carry_out(self, name: str, delta: DeltaTable, change: delta_log.Change, unchanged: Callable[[], bool]) -> int:
+        """Commit `change` behind whatever others commit meanwhile, for as long as what it replaces is `unchanged`."""
+        for attempt in range(_COMMIT_TRIES):
+            if not unchanged():
+                change.discard()
+                raise Conflict(f"{name}: the rows changed while they were being replaced")
+            if delta_log.commit(delta, change):
+                return delta_log.settle(self.uri(name), delta.version() + 1)
+            self._refresh(name, delta)
+            if change.paths and change.paths <= _names(delta, None):
+                # An object store may take a commit and lose the answer; repeated, it looks like someone else's.
+                return delta_log.settle(self.uri(name), delta.version())
+            # Many shards end at once at times; the one that is pushed back must not meet the same crowd again.
+            time.sleep(random.uniform(0, min(0.5, 0.01 * attempt)))  # noqa: S311
+        # Not discarded: the outcome of the last try may be unknown. `maintain` takes the files away in time.
+        raise Conflict(f"{name}: {_COMMIT_TRIES} commits of others came first")
+
     def _refresh(self, name: str, delta: DeltaTable) -> None:
         """Bring `delta` up to date; `Conflict` when another table stands in its place."""
         try:
@@ -398,6 +392,10 @@ def _names(delta: DeltaTable, predicate: Predicate | None) -> frozenset[str]:
     conditions = [(column, "=", value) for column, value in (predicate or {}).items()]
     uris = delta.file_uris(file_pruning_predicate=conditions or None)
     return frozenset(uri.rpartition("/")[2] for uri in uris)
+
+
+def _unchanged(delta: DeltaTable, predicate: Predicate | None, before: frozenset[str]) -> bool:
+    return _names(delta, predicate) == before
 
 
 def _matching(predicate: Predicate | None) -> pc.Expression:

@@ -1,6 +1,7 @@
 """Replacing rows in Delta tables: nothing lost, nothing twice, nothing stale, readable by everyone."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -179,12 +180,23 @@ def test_a_commit_whose_answer_was_lost_counts(tables: Tables, monkeypatch: pyte
 
     def answer_lost(delta: DeltaTable, change: delta_log.Change) -> bool:
         original(delta, change)
-        delta.update_incremental()
         return False
 
     monkeypatch.setattr(delta_log, "commit", answer_lost)
+    monkeypatch.setattr(tables_module, "_MANY_FILES", 2)
+    monkeypatch.setattr(tables_module, "_MERGED_AFTER_MS", -1000)
     put(tables, "a", 3, "1")
-    assert marks(tables) == {"a": ["1", "1", "1"]}
+    tables.append("results", results("b", 1, "1"))
+    assert marks(tables) == {"a": ["1", "1", "1"], "b": ["1"]}
+    assert tables.maintain("results").merged == 2
+    assert marks(tables) == {"a": ["1", "1", "1"], "b": ["1"]}
+
+
+def test_threads_may_share_one_object(tables: Tables) -> None:
+    """One process may write several shards at once."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: put(tables, f"s{i % 4}", 2, str(i)), range(4)))
+    assert marks(tables) == {f"s{i}": [str(i)] * 2 for i in range(4)}
 
 
 def test_files_that_others_merged_are_split_again(tables: Tables) -> None:
