@@ -145,5 +145,3 @@ def _latencies(connection: Connection) -> Json:
     for resolution, latency, count in figures.latencies(connection):
         pairs[resolution].append((latency, count))
     return {"step_ms": figures.LATENCY_STEP_MS, "by_resolution": pairs}
-
-

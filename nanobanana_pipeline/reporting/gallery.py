@@ -6,7 +6,6 @@ from the ledger in one snapshot, a shard at a time: memory does not grow with th
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Final
 
 import orjson
@@ -20,7 +19,7 @@ from nanobanana_pipeline.ledger import schema, statement
 from nanobanana_pipeline.ledger.statement import ItemStatement
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.reporting.figures import is_current
-from nanobanana_pipeline.reporting.site import Site
+from nanobanana_pipeline.reporting.site import SiteFolder
 from nanobanana_pipeline.reporting.thumbnails import Pictured, existing, make_missing
 
 MOST_ITEMS: Final = 200_000
@@ -34,7 +33,7 @@ Json = dict[str, Any]
 class Gallery:
     """Writes the gallery's data; `shown` and `left_out` count items, `images` their current images."""
 
-    def __init__(self, workspace: Workspace, site: Site) -> None:
+    def __init__(self, workspace: Workspace, site: SiteFolder) -> None:
         self._workspace = workspace
         self._site = site
         self._facets = {name: _Facet() for name in ("catalogue", "campaign", "status", "ratio", "resolution")}
@@ -128,7 +127,7 @@ class _Facet:
 class _Chunks:
     """A long list, written as scripts of so many entries each."""
 
-    def __init__(self, site: Site, name: str, size: int) -> None:
+    def __init__(self, site: SiteFolder, name: str, size: int) -> None:
         self._site = site
         self._name = name
         self._size = size

@@ -1,8 +1,8 @@
 """The folder of the pages: the parts they share, and writing data that a page can load from the file system.
 
-A page opened from a disk may load scripts but fetch nothing, so data are scripts that assign one value. Their names hold a
-hash of what is in them: a page that is being replaced never sees half old and half new data. What the data are is up to
-`cost_page` and `gallery`.
+A page opened from a disk may load scripts but fetch nothing, so data are scripts that assign one value. Their names
+hold a hash of what is in them: a page that is being replaced never sees half old and half new data. What the data are
+is up to `cost_page` and `gallery`.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ _ASSETS: Final = (
 _KEPT_S: Final = 3600.0
 """How long replaced data stay: a page that someone has open still loads its own."""
 
-# JSON is nearly JavaScript. What a browser, or a tool that shows the file inside HTML, could take for the end of a script
-# or the beginning of a comment is written as an escape, and so are the two line ends that JSON allows in strings.
+# JSON is nearly JavaScript. What a browser, or a tool that shows the file inside HTML, could take for the end of a
+# script or the beginning of a comment is written as an escape, and so are two line ends that only JSON has in strings.
 _ESCAPES: Final = tuple(
     (character.encode(), f"\\u{ord(character):04x}".encode()) for character in ("<", ">", "&", "\u2028", "\u2029")
 )
 
 
-class Site:
+class SiteFolder:
     """The pages of one output, a folder or an object store."""
 
     def __init__(self, workspace: Workspace) -> None:
@@ -74,6 +74,11 @@ class Site:
         self._write_if_changed(f"{page}.html", template.replace("{{data}}", data).encode())
         self._remove_stale(page, {data, *keep})
         return self.location(f"{page}.html")
+
+    def write_index(self) -> str:
+        """Write the page that a server shows first; its location."""
+        self._write_if_changed("index.html", _STATIC.joinpath("index.html").read_bytes())
+        return self.location("index.html")
 
     def _write_if_changed(self, name: str, data: bytes) -> None:
         try:

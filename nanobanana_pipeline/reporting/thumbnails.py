@@ -42,7 +42,7 @@ def thumbnail_path(sha256: str) -> str:
 
 
 def existing(store: ImageStore) -> set[str]:
-    """The hashes of the images that have a thumbnail: one listing, where asking for each would be slow on a remote store."""
+    """The hashes of the images that have a thumbnail, by one listing: a remote store is slow to be asked for each."""
     filesystem, base = fsspec.core.url_to_fs(f"{store.root.rstrip('/')}/{THUMBNAILS}")
     filesystem.invalidate_cache(base)
     return {

@@ -64,6 +64,7 @@
   /** A bar of parts `[kind, value]`, as long as their sum is of `all`. */
   const bar = (parts, all) => el("div", { "aria-hidden": "true" }, parts.filter(([, value]) => value > 0).map(([kind, value]) =>
     el("span", { class: `c-${kind}`, style: { width: `${(100 * value) / all}%` } })));
+  const hidden = (text) => el("span", { class: "visually-hidden" }, text);
   const choice = (label, options, onchange) => {
     const select = el("select", { "aria-label": label, onchange: () => onchange(select.value) },
       options.map(([value, text]) => el("option", { value }, text)));
@@ -230,7 +231,7 @@
             { title: "Attempts", of: (held) => count(held.attempts), num: true },
             { title: "Money", of: (held) => el("span", { title: exactUsd(held.money) }, usd(held.money)), num: true },
             { title: "Share", of: (held) => share(held.money, all), num: true },
-          ], outcomes),
+          ], outcomes, { label: "Money by outcome" }),
         ]
         : el("p", { class: "empty" }, "Nothing was spent yet."));
   };
@@ -247,8 +248,8 @@
         { title: "Status", of: (name) => el("span", { class: `badge ${name}` }, words(name)), head: true },
         { title: "Items", of: (name) => count(data.statuses[name]), num: true },
         { title: "Share", of: (name) => share(data.statuses[name], all), num: true },
-        { title: "", of: (name) => MEANING[name], class: "quiet" },
-      ], ORDER.filter((name) => data.statuses[name])) : el("p", { class: "empty" }, "No items yet."));
+        { title: "Meaning", of: (name) => MEANING[name], class: "quiet" },
+      ], ORDER.filter((name) => data.statuses[name]), { label: "Items by status" }) : el("p", { class: "empty" }, "No items yet."));
   };
 
   // --- breakdown --------------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@
       const shown = (held) => (held.key === null ? el("span", { class: "quiet" }, "none") : by === "outcome" ? NAMES[held.key] : held.key);
       fill(host, groups.length ? nb.table([
         { title: words(by.startsWith("label:") ? data.labels[Number(by.slice(6))].name : by), of: shown, head: true },
-        { title: "", of: (held) => bar([["spent", held.useful], ["failed", held.wasted], ["risk", held.risk]], highest), class: "barcell" },
+        { title: hidden("Bar"), of: (held) => bar([["spent", held.useful], ["failed", held.wasted], ["risk", held.risk]], highest), class: "barcell" },
         { title: "Spent", of: (held) => el("span", { title: exactUsd(held.cost) }, usd(held.cost)), num: true },
         { title: "Share", of: (held) => share(held.cost, all.cost), num: true },
         { title: "Images in use", of: (held) => count(held.in_use), num: true },
@@ -309,7 +310,7 @@
     return card("Failures", { note: "Attempts that ended without an image, by kind of error; their items may have succeeded since." },
       data.failures.length ? nb.table([
         { title: "Kind", of: (row) => words(row.kind), head: true },
-        { title: "", of: (row) => bar([["failed", row.attempts]], highest), class: "barcell" },
+        { title: hidden("Bar"), of: (row) => bar([["failed", row.attempts]], highest), class: "barcell" },
         { title: "Attempts", of: (row) => count(row.attempts), num: true },
         { title: "Items", of: (row) => count(row.items), num: true },
         { title: "Code", of: (row) => (row.code ? el("code", {}, row.code) : "–") },

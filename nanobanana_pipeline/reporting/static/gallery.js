@@ -207,12 +207,11 @@
     const number = shown[place];
     const entry = entries[number];
     const content = entry[THUMBNAIL]
-      ? [el("img", { src: thumbnail(entry), alt: "", decoding: "async" }), el("span", { class: "label" }, named(entry)),
+      ? [el("img", { src: thumbnail(entry), alt: "", decoding: "async" }), el("span", { class: "label" }, named(entry).slice(0, 300)),
         entry[IMAGES] > 1 && el("span", { class: "badge many" }, `${entry[IMAGES]} images`)]
-      : [statusBadge(entry), el("span", {}, named(entry))];
+      : [statusBadge(entry), " ", el("span", {}, named(entry).slice(0, 300))];
     const link = el("a", {
       href: address({ item: entry[ID] }), class: entry[THUMBNAIL] ? null : "card-item", tabindex: place === current ? "0" : "-1",
-      "aria-label": entry[THUMBNAIL] ? named(entry).slice(0, 300) : null,
       onclick: (event) => {
         if (event.ctrlKey || event.metaKey || event.shiftKey) return;
         event.preventDefault();
@@ -377,7 +376,9 @@
   dialog.addEventListener("close", () => {
     history.replaceState(null, "", address({}));
     fill(dialog);
-    if (shown.length) moveTo(current);
+    // The browser has given the focus back to the tile that was opened; it belongs to the one that was looked at last.
+    const place = shown.indexOf(byId.get(dialog.dataset.item));
+    moveTo(place >= 0 ? place : current);
   });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   dialog.addEventListener("keydown", (event) => {

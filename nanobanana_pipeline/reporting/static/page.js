@@ -48,10 +48,10 @@
 
   // --- tables -----------------------------------------------------------------------------------------------------
 
-  /** A table; a column is `{title, of: row => string or node, num, head}`. */
-  nb.table = (columns, rows, { caption = null, foot = null } = {}) =>
+  /** A table, which has a `caption` or a `label`; a column is `{title, of: row => string or node, num, head}`. */
+  nb.table = (columns, rows, { caption = null, label = caption, foot = null } = {}) =>
     nb.el(
-      "div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption ?? "table" },
+      "div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
       nb.el(
         "table", {},
         caption && nb.el("caption", {}, caption),
