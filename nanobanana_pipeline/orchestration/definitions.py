@@ -13,6 +13,8 @@ from nanobanana_pipeline.orchestration.assets import catalogue, reporting
 from nanobanana_pipeline.orchestration.assets.generation import build_generation
 from nanobanana_pipeline.orchestration.jobs import JOBS
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+from nanobanana_pipeline.orchestration.schedules import SCHEDULES
+from nanobanana_pipeline.orchestration.sensors import SENSORS
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.settings import Settings, load_settings
 
@@ -41,6 +43,8 @@ def build_defs(
             reporting.gallery,
         ],
         "jobs": JOBS,
+        "sensors": SENSORS,
+        "schedules": SCHEDULES,
         "resources": {
             "nano_banana": NanoBananaResource.from_settings(settings or load_settings()),
             **(resources or {}),

@@ -24,7 +24,7 @@ class GenerationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     limit: int | None = Field(
-        None,
+        default=None,
         ge=0,
         le=10_000_000,
         description="Begin at most this many new images in this shard: a pilot. The next run goes on with the rest, "
@@ -50,7 +50,7 @@ class GenerationConfig(BaseModel):
         "was renamed. It pays for them again.",
     )
     max_cost_usd: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1_000_000,
         description="Spend at most this many US dollars in this run (in a backfill: over all of its runs). What "

@@ -12,6 +12,10 @@ GENERATION_TAGS: Final = {"nanobanana/work": "generation"}
 ENDED_TAG: Final = "nanobanana/ended"
 
 
+STARTED_BY_TAG: Final = "nanobanana/started_by"
+"""Which sensor or schedule asked for a run."""
+
+
 class Ended(StrEnum):
     """How a run ended that was not left to end by itself. A run without this note, and without success, was killed."""
 

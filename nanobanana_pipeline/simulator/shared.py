@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ def shared_simulator(folder: str | Path) -> Generator[Endpoint]:
         yield endpoint
 
 
-def host(folder: str | Path) -> None:
+def host(folder: str | Path, on_ready: Callable[[], None]) -> None:
     """Run the simulator of `folder` until nobody uses it, it ends, or a signal comes."""
     place = Path(folder).absolute()
     # Turned into an exception, so that the simulator is ended in good order.
@@ -80,8 +80,7 @@ def host(folder: str | Path) -> None:
         draft = place / f".{_ENDPOINT}"
         draft.write_bytes(orjson.dumps(asdict(endpoint)))
         draft.replace(place / _ENDPOINT)
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
+        on_ready()
         with _locked(place / _USERS) as users:
             while _runs(simulator) and not _taken(users):
                 time.sleep(_WATCH_EVERY_S)
@@ -116,24 +115,33 @@ def _started(place: Path, ports: list[dict[str, Any]]) -> SimulatorProcess:
 
 def _start_host(place: Path) -> None:
     log = place / _LOG
-    with log.open("wb") as errors:
-        process = subprocess.Popen(  # noqa: S603 (our own program)
+    with log.open("wb") as said:
+        # It leaves once the host is ready, or has failed: the host itself is nobody's child.
+        launcher = subprocess.run(  # noqa: S603 (our own program)
             [sys.executable, "-m", "nanobanana_pipeline.simulator.shared", str(place)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
+            stdout=said,
+            stderr=said,
             cwd=_PACKAGE_ROOT,
-            # It belongs to all of its users: a signal to the first one's group is none of its business.
-            start_new_session=True,
+            check=False,
         )
-    if process.stdout is None:
-        raise AssertionError("the host was started without a pipe")
-    with process.stdout:
-        if process.stdout.readline():
-            return
-    process.wait()
-    reason = log.read_text(errors="replace").strip().rpartition("\n")[2]
-    raise UserError(f"the simulator did not start: {reason or 'it ended without a word'}")
+    if launcher.returncode:
+        reason = log.read_text(errors="replace").strip().rpartition("\n")[2]
+        raise UserError(f"the simulator did not start: {reason or 'it ended without a word'}")
+
+
+def _launch(folder: str) -> int:
+    """Leave a host running in a session of its own; the exit code, once it is ready or has ended."""
+    ready, say_ready = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        try:
+            host(folder, on_ready=lambda: os.close(say_ready) if os.write(say_ready, b"!") else None)
+        except UserError as error:
+            sys.stderr.write(f"{error}\n")
+        return 0
+    os.close(say_ready)
+    return 0 if os.read(ready, 1) else 1
 
 
 def _noted(place: Path) -> Endpoint | None:
@@ -185,7 +193,4 @@ def _exit(_number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        host(sys.argv[1])
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(_launch(sys.argv[1]))

@@ -3,7 +3,8 @@
 What a run does is `generation`'s; here is what Dagster hands it, what it is told, and how it learns of the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -112,14 +113,35 @@ class _Run:
         self.reports.append(report)
         self.session.reported(report)
 
-    def ended(self, how: Ended) -> None:
-        self.context.instance.add_run_tags(self.context.run_id, {ENDED_TAG: how})
+    @contextmanager
+    def endings(self) -> Generator[None]:
+        """Note how a run ends that is cut short, and make Dagster end it in the right way."""
+        try:
+            yield
+        except RunInterruptedError as error:
+            self._stopped()
+            # Only its own interruption is a cancellation to Dagster; anything caught and returned would be a success.
+            raise DagsterExecutionInterruptedError(str(error)) from None
+        except UserError as error:
+            self._ended(Ended.BY_AN_ERROR)
+            self.session.failed(error)
+            raise
 
-    def stopped_by(self) -> Ended:
-        """Dagster notes that a run is to be canceled before it says so; a signal from elsewhere comes unannounced."""
-        run = self.context.instance.get_run_by_id(self.context.run_id)
-        asked = run is not None and run.status is DagsterRunStatus.CANCELING
-        return Ended.BY_A_PERSON if asked else Ended.BY_A_SIGNAL
+    def _ended(self, how: Ended) -> None:
+        self.context.instance.add_run_tags(self.context.run.run_id, {ENDED_TAG: how.value})
+
+    def _stopped(self) -> None:
+        """Note who stopped the run, and let it end as canceled.
+
+        Dagster marks a run that a person stops before it tells it so. A signal from elsewhere comes unannounced, and
+        Dagster would take its interruption for a failure.
+        """
+        run = self.context.instance.get_run_by_id(self.context.run.run_id)
+        if run is not None and run.status is DagsterRunStatus.CANCELING:
+            self._ended(Ended.BY_A_PERSON)
+            return
+        self._ended(Ended.BY_A_SIGNAL)
+        self.context.instance.report_run_canceling(self.context.run, "A signal asked the run to stop.")
 
 
 def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
@@ -136,14 +158,18 @@ def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
     )
     def generation(
         context: dg.AssetExecutionContext, nano_banana: NanoBananaResource
-    ) -> Iterator[dg.MaterializeResult[Any]]:
+    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetObservation]:
         """Make the images of a shard that are missing, and write its tables. What is done already costs nothing."""
         config = GenerationConfig.of(context.op_execution_context.op_config)
         run = _Run(context, config, session or Session())
-        sign_run(context.instance, context.run_id)
-        context.instance.add_run_tags(context.run_id, GENERATION_TAGS)
-        with one_line_failures(), nano_banana.open_workspace() as workspace:
-            report = _generate(run, workspace, nano_banana)
+        sign_run(context.instance, context.run.run_id)
+        context.instance.add_run_tags(context.run.run_id, GENERATION_TAGS)
+        with one_line_failures(), run.endings(), nano_banana.open_workspace() as workspace:
+            try:
+                report = _generate(run, workspace, nano_banana)
+            except (RunInterruptedError, UserError) as end:
+                yield from _observations(run, workspace, nano_banana, str(end))
+                raise
             results = _materializations(run, workspace, nano_banana, report)
         yield from results
 
@@ -151,50 +177,37 @@ def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
 
 
 def _generate(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource) -> ShardReport:
-    """Work the shard off. However that ends, its tables are written, so the numbers are left in Dagster too."""
-    try:
-        with nano_banana.provider(workspace) as access:
-            left = _left(workspace, run.shard)
-            run.context.log.info(
-                "%s: %d items to do, %s, at %s", run.shard, left, access.stamp.mode, access.stamp.origin
-            )
-            progress = Progress(run.context.log.info, left)
+    with nano_banana.provider(workspace) as access:
+        left = _left(workspace, run.shard)
+        run.context.log.info("%s: %d items to do, %s, at %s", run.shard, left, access.stamp.mode, access.stamp.origin)
+        progress = Progress(run.context.log.info, left)
 
-            def on_progress(tally: Tally) -> None:
-                progress(tally)
-                run.session.progressed(run.shard, tally)
+        def on_progress(tally: Tally) -> None:
+            progress(tally)
+            run.session.progressed(run.shard, tally)
 
-            return generate_shard(
-                workspace,
-                run.shard,
-                access.open_provider,
-                run.options(access),
-                stop=run.session.stop,
-                on_progress=on_progress,
-                on_report=run.reported,
-            )
-    except RunInterruptedError as error:
-        run.ended(run.stopped_by())
-        _observe(run, workspace, nano_banana, str(error))
-        # Dagster takes only its own interruption for a cancellation; anything caught and returned would be a success.
-        raise DagsterExecutionInterruptedError(str(error)) from None
-    except UserError as error:
-        run.ended(Ended.BY_AN_ERROR)
-        run.session.failed(error)
-        _observe(run, workspace, nano_banana, str(error))
-        raise
+        return generate_shard(
+            workspace,
+            run.shard,
+            access.open_provider,
+            run.options(access),
+            stop=run.session.stop,
+            on_progress=on_progress,
+            on_report=run.reported,
+        )
 
 
 def _left(workspace: Workspace, shard: str) -> int:
     return sum(work.left for work in workspace.ledger.shard_work() if work.shard == shard)
 
 
-def _observe(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource, why: str) -> None:
-    """Leave the numbers of a run that ended early. No materialisation: the shard is not done."""
+def _observations(
+    run: _Run, workspace: Workspace, nano_banana: NanoBananaResource, why: str
+) -> Iterator[dg.AssetObservation]:
+    """The numbers of a run that is cut short: its tables are written. No materialisation, as the shard is not done."""
     for report in run.reports:
         metadata = _numbers(workspace, nano_banana, report) | table_state(workspace.tables, "results")
-        observation = dg.AssetObservation("results", why, partition=run.shard, metadata=metadata)
-        run.context.log_event(observation)
+        yield dg.AssetObservation("results", why, partition=run.shard, metadata=metadata)
 
 
 def _materializations(

@@ -11,6 +11,7 @@ from nanobanana_pipeline.orchestration.metadata import MODE, money, table_defini
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
 from nanobanana_pipeline.reporting.costs import publish_cost_daily
+from nanobanana_pipeline.reporting.pages import write_cost_report, write_gallery
 
 GROUP: Final = "reporting"
 
@@ -53,8 +54,6 @@ def cost_daily(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
 def cost_report(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     """Write the page anew."""
     with one_line_failures(), nano_banana.open_workspace() as workspace:
-        from nanobanana_pipeline.reporting.pages import write_cost_report
-
         page = write_cost_report(workspace)
         return dg.MaterializeResult(metadata={MODE: nano_banana.mode(workspace), "page": dg.MetadataValue.path(page)})
 
@@ -70,8 +69,6 @@ def cost_report(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
 def gallery(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     """Write the page anew."""
     with one_line_failures(), nano_banana.open_workspace() as workspace:
-        from nanobanana_pipeline.reporting.pages import write_gallery
-
         page = write_gallery(workspace)
         sheet = contact_sheet(workspace)
         return dg.MaterializeResult(

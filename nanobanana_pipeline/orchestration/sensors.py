@@ -1,0 +1,190 @@
+"""Sensors: what starts runs by itself. They only look, and keep to few queries; what they decide is in pure functions.
+
+A tick is cut off after 60 seconds. None of these reads a catalogue's rows, asks the provider, or spends anything
+itself.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Final, Self
+
+import dagster as dg
+from dagster import DagsterRunStatus
+
+from nanobanana_pipeline.catalogue.reading import find_catalogues
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.orchestration.fingerprint import catalogue_fingerprint
+from nanobanana_pipeline.orchestration.instance import end_dead_runs
+from nanobanana_pipeline.orchestration.jobs import generate_images, refresh_catalogue, report_costs
+from nanobanana_pipeline.orchestration.partitions import SHARDS, SHARDS_NAME
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+from nanobanana_pipeline.orchestration.run_tags import GENERATION_TAGS, STARTED_BY_TAG
+from nanobanana_pipeline.orchestration.shard_choice import brake_s, choose
+from nanobanana_pipeline.orchestration.shard_facts import UNFINISHED, gather
+
+CATALOGUE_EVERY_S: Final = 15
+GENERATION_EVERY_S: Final = 30
+REPORT_EVERY_S: Final = 30
+
+MOST_ACTIVE: Final = 12
+"""Shards that are started or queued at once: more would only make the queue long, and the pool lets few run."""
+
+_REPORT_PAUSE_S: Final = 300.0
+_ENDED: Final = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueCursor:
+    """The catalogues' fingerprint at the last look, and that for which a run was last started."""
+
+    seen: str = ""
+    started: str = ""
+
+    @classmethod
+    def read(cls, text: str | None) -> Self:
+        """From the sensor's cursor; anything unreadable is a first look."""
+        return cls(**json.loads(text)) if text else cls()
+
+    def look(self, fingerprint: str) -> tuple[Self, bool]:
+        """The next cursor, and whether to start a run.
+
+        A file that is being copied changes from look to look: a change counts only when the next look finds it again.
+        """
+        settled = fingerprint == self.seen and fingerprint != self.started
+        return type(self)(fingerprint, fingerprint if settled else self.started), settled
+
+
+@dg.sensor(
+    job=refresh_catalogue,
+    minimum_interval_seconds=CATALOGUE_EVERY_S,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Watches the catalogue folder, and reads the catalogues again when a file is new, changed or removed "
+    "and has come to rest. Free: it makes no images.",
+)
+def catalogue_sensor(
+    context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Start `refresh_catalogue` when the files have changed."""
+    try:
+        sources = find_catalogues(nano_banana.settings().catalogue)
+    except UserError as error:
+        return dg.SkipReason(str(error))
+    cursor = CatalogueCursor.read(context.cursor)
+    after, start = cursor.look(catalogue_fingerprint(sources))
+    requests = (
+        [dg.RunRequest(tags={STARTED_BY_TAG: "catalogue_sensor"})] if start and (sources or cursor.started) else []
+    )
+    reason = None if requests else _why_nothing(cursor, after, len(sources))
+    return dg.SensorResult(run_requests=requests, skip_reason=reason, cursor=json.dumps(asdict(after)))
+
+
+def _why_nothing(before: CatalogueCursor, after: CatalogueCursor, catalogues: int) -> str:
+    if after.seen != before.seen:
+        return "files have changed: they are read once they come to rest"
+    return f"{catalogues} catalogues, none changed" if catalogues else "the folder holds no catalogue"
+
+
+@dg.sensor(
+    job=generate_images,
+    minimum_interval_seconds=GENERATION_EVERY_S,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Keeps generation going without anyone clicking: starts every shard that has images missing and room "
+    "under the budget, and resumes runs that were killed. One run a shard at a time. **Spends money** with a key, up "
+    "to the budget, so it is off until you turn it on. A shard that you stop stays stopped.",
+)
+def generation_sensor(
+    context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Start `generate_images` for shards with work left."""
+    try:
+        return start_shards(context.instance, nano_banana, most=MOST_ACTIVE, started_by="generation_sensor")
+    except UserError as error:
+        return dg.SkipReason(str(error))
+
+
+def start_shards(
+    instance: dg.DagsterInstance, nano_banana: NanoBananaResource, *, most: int, started_by: str
+) -> dg.SensorResult | dg.SkipReason:
+    """Runs for the shards that should be started now, so that at most so many are under way. Raises `UserError`."""
+    end_dead_runs(instance)
+    with nano_banana.open_workspace() as workspace:
+        work = workspace.ledger.shard_work()
+        facts = gather(instance, workspace, work, now=time.time())
+    braking_s = brake_s(facts.past, facts.now)
+    if braking_s:
+        return dg.SkipReason(
+            f"the latest runs all failed for you to mend: see the last one; next try in {braking_s:.0f} s"
+        )
+    choice = choose(work, facts, most=max(0, most - len(facts.active)))
+    if not choice.start:
+        return dg.SkipReason(str(choice))
+    known = set(instance.get_dynamic_partitions(SHARDS_NAME))
+    missing = [shard for shard in choice.start if shard not in known]
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(partition_key=shard, tags={STARTED_BY_TAG: started_by}) for shard in choice.start],
+        dynamic_partitions_requests=[SHARDS.build_add_request(missing)] if missing else [],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCursor:
+    """Up to when runs are in the reports, and when the last report was started: seconds since the epoch."""
+
+    reported_until: float = 0.0
+    started_at: float = 0.0
+
+    @classmethod
+    def read(cls, text: str | None) -> Self:
+        """From the sensor's cursor."""
+        return cls(**json.loads(text)) if text else cls()
+
+    def due(self, latest_end: float | None, *, generating: bool, now: float) -> bool:
+        """Whether there is something new to report; while shards are still being generated, only every few minutes."""
+        if latest_end is None or latest_end <= self.reported_until:
+            return False
+        return not generating or now >= self.started_at + _REPORT_PAUSE_S
+
+
+@dg.sensor(
+    job=report_costs,
+    minimum_interval_seconds=REPORT_EVERY_S,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Brings the costs, the cost report and the gallery up to date after shards were generated: at once "
+    "when all is quiet, every five minutes while more are under way. Free.",
+)
+def report_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Start `report_costs` after generation."""
+    cursor, now = ReportCursor.read(context.cursor), time.time()
+    # Not only `generation_sensor`, which may be off: a killed run would look as if it still worked.
+    end_dead_runs(context.instance)
+    ended = context.instance.get_run_records(
+        dg.RunsFilter(
+            tags=GENERATION_TAGS,
+            statuses=_ENDED,
+            updated_after=datetime.fromtimestamp(cursor.reported_until, UTC),
+        ),
+        order_by="update_timestamp",
+        limit=1,
+    )
+    latest_end = ended[0].update_timestamp.timestamp() if ended else None
+    under_way = _unfinished(context.instance, dict(GENERATION_TAGS))
+    if not cursor.due(latest_end, generating=bool(under_way), now=now) or latest_end is None:
+        return dg.SkipReason(
+            "nothing was generated since the last report" if latest_end is None else "more is under way"
+        )
+    if _unfinished(context.instance, {"dagster/sensor_name": "report_sensor"}):
+        return dg.SkipReason("a report is being made")
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(tags={STARTED_BY_TAG: "report_sensor"})],
+        cursor=json.dumps(asdict(ReportCursor(latest_end, now))),
+    )
+
+
+def _unfinished(instance: dg.DagsterInstance, tags: dict[str, str]) -> Sequence[dg.RunRecord]:
+    return instance.get_run_records(dg.RunsFilter(tags=tags, statuses=UNFINISHED), limit=1)
+
+
+SENSORS: Final = (catalogue_sensor, generation_sensor, report_sensor)

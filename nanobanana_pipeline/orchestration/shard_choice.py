@@ -1,0 +1,167 @@
+"""Which shards to start now: the arithmetic of `generation_sensor` and `nightly_generation`, on plain values.
+
+Everything here is a pure function of what the caller has looked up, so every rule can be shown in a test of a few
+lines. The rules keep an unattended pipeline from two things: leaving work lie, and trying in vain over and over.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from nanobanana_pipeline.ledger.budget import Caps
+from nanobanana_pipeline.ledger.states import Holding, ItemState
+from nanobanana_pipeline.ledger.work import ShardWork
+
+REMEMBERED_S: Final = 2 * 3600.0
+"""How far back runs matter: longer than the longest pause."""
+
+_LONGEST_PAUSE_S: Final = 3600.0
+_AFTER_PENDING_S: Final = 60.0
+_AFTER_WAITING_S: Final = 600.0
+"""Deferred items wait for room, overdue ones for a late answer: neither comes by the minute."""
+_AFTER_ABANDONED_S: Final = 30.0
+_AFTER_BROKEN_S: Final = 300.0
+_BRAKE_S: Final = 60.0
+
+
+class End(StrEnum):
+    """How a run of generation ended."""
+
+    SUCCEEDED = "succeeded"
+    STOPPED = "stopped by a person"
+    BROKEN = "failed with an error that a person has to mend"
+    ABANDONED = "killed, or stopped together with its machine"
+
+
+class Waiting(StrEnum):
+    """Why a shard with work left isn't started."""
+
+    RUNNING = "a run is under way"
+    AT_WORK = "another process is at work on it"
+    STOPPED = "a person stopped it: start it again yourself, or change its catalogue"
+    PAUSING = "tried a short while ago"
+    NO_ROOM = "the cap has no room"
+    IN_TURN = "its turn comes when others are done"
+
+
+@dataclass(frozen=True, slots=True)
+class PastRun:
+    """A run that is over; `ended_at` in seconds since the epoch."""
+
+    shard: str
+    end: End
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known besides the work itself. `past` is newest first; `stopped_at` and `now` in seconds."""
+
+    now: float
+    active: frozenset[str] = frozenset()
+    at_work: frozenset[str] = frozenset()
+    past: Sequence[PastRun] = ()
+    stopped_at: Mapping[str, float] = field(default_factory=dict)
+    """Shards whose latest run a person stopped."""
+    registered_at: Mapping[str, float] = field(default_factory=dict)
+    full_catalogues: frozenset[str] = frozenset()
+    """Catalogues for whose items no cap has room."""
+    resubmits_unknown: bool = False
+
+
+@dataclass(slots=True)
+class Choice:
+    """Shards to start, in order, and why the others wait."""
+
+    start: list[str] = field(default_factory=list)
+    waiting: Counter[Waiting] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"{count:,}: {why}" for why, count in self.waiting.most_common())
+        return reasons or "no shard has work left"
+
+
+def choose(shards: Sequence[ShardWork], facts: Facts, *, most: int) -> Choice:
+    """The shards to start now, at most so many: first those with work under way, which may be paid for already."""
+    choice = Choice()
+    past: dict[str, list[PastRun]] = {}
+    for run in facts.past:
+        past.setdefault(run.shard, []).append(run)
+    wanting = [work for work in shards if has_work(work, facts)]
+    for work in sorted(wanting, key=lambda work: not _under_way(work)):
+        reason = _reason_to_wait(work, facts, past.get(work.shard, ()))
+        if reason is None and len(choice.start) < most:
+            choice.start.append(work.shard)
+        else:
+            choice.waiting[reason or Waiting.IN_TURN] += 1
+    return choice
+
+
+def has_work(work: ShardWork, facts: Facts) -> bool:
+    """Whether a run of the shard could do anything about its items."""
+    return work.left > 0 or (facts.resubmits_unknown and work.states.get(ItemState.UNKNOWN, 0) > 0)
+
+
+def brake_s(past: Sequence[PastRun], now: float) -> float:
+    """Seconds to start nothing at all, after the latest runs, newest first, all failed for a person to mend.
+
+    A wrong key or an empty account fails every shard alike: without this, thousands of runs would tell it.
+    """
+    broken = _leading(past, (End.BROKEN,))
+    if not broken:
+        return 0.0
+    return max(0.0, past[0].ended_at + min(_BRAKE_S * 2 ** (broken - 1), _LONGEST_PAUSE_S) - now)
+
+
+def full_catalogues(
+    catalogues: Sequence[str], caps: Caps, counters: Mapping[str, Holding], *, day: str, needed: int
+) -> frozenset[str]:
+    """The catalogues for whose items neither more nor less than `needed` micro-dollars are left under some cap."""
+    if not _fits(f"day:{day}", caps.day, counters, needed):
+        return frozenset(catalogues)
+    return frozenset(name for name in catalogues if not _fits(f"catalogue:{name}", caps.catalogue, counters, needed))
+
+
+def _fits(scope: str, cap: int | None, counters: Mapping[str, Holding], needed: int) -> bool:
+    return cap is None or sum(counters.get(scope, Holding())) + needed <= cap
+
+
+def _reason_to_wait(work: ShardWork, facts: Facts, past: Sequence[PastRun]) -> Waiting | None:
+    if work.shard in facts.active:
+        return Waiting.RUNNING
+    if work.shard in facts.at_work:
+        return Waiting.AT_WORK
+    stopped_at = facts.stopped_at.get(work.shard)
+    if stopped_at is not None and facts.registered_at.get(work.catalogue, 0.0) <= stopped_at:
+        return Waiting.STOPPED
+    if past and facts.now < past[0].ended_at + _pause_s(work, past):
+        return Waiting.PAUSING
+    if work.catalogue in facts.full_catalogues and not _under_way(work):
+        return Waiting.NO_ROOM
+    return None
+
+
+def _pause_s(work: ShardWork, past: Sequence[PastRun]) -> float:
+    """How long to leave a shard alone after its latest run: each failure in a row doubles it, up to an hour."""
+    if past[0].end is End.SUCCEEDED:
+        return _AFTER_PENDING_S if work.states.get(ItemState.PENDING) else _AFTER_WAITING_S
+    failures = _leading(past, (End.BROKEN, End.ABANDONED))
+    if past[0].end is End.BROKEN:
+        return min(_AFTER_BROKEN_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
+    # Killed once, it goes on at once.
+    return 0.0 if failures <= 1 else min(_AFTER_ABANDONED_S * 2 ** (failures - 2), _LONGEST_PAUSE_S)
+
+
+def _leading(past: Sequence[PastRun], ends: tuple[End, ...]) -> int:
+    count = 0
+    for run in past:
+        if run.end not in ends:
+            break
+        count += 1
+    return count
+
+
+def _under_way(work: ShardWork) -> bool:
+    return work.states.get(ItemState.OPEN, 0) > 0

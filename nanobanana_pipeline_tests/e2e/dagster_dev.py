@@ -1,0 +1,144 @@
+"""A real `dagster dev`, as a person starts it, spoken to by its GraphQL API as its own pages do."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+from urllib.error import HTTPError
+
+from nanobanana_pipeline.orchestration.instance import prepare_home
+
+ROOT = Path(__file__).parents[2]
+LOCATION = "nanobanana_pipeline"
+
+_LAUNCH = """
+mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
+  __typename
+  ... on LaunchRunSuccess { run { runId } }
+  ... on PythonError { message }
+  ... on RunConfigValidationInvalid { errors { message } }
+} }"""
+_RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status tags { key value } } } }"
+_TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+
+
+class DagsterDev:
+    """`dagster dev -w workspace.yaml` in a process group of its own; a context manager that ends all of it."""
+
+    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+        self._home = prepare_home(home)
+        self._environment = {**os.environ, **environment, "DAGSTER_HOME": str(self._home), "PYTHONPATH": str(ROOT)}
+        self._log = home / "dagster-dev.log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port: int = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def __enter__(self) -> Self:
+        command = ["-m", "dagster", "dev", "-w", str(ROOT / "workspace.yaml"), "--port", str(self._port)]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self._home.parent,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self.wait_for("its pages", self._loaded, 90)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(15)
+        # Those that have outlived the first of them.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    @property
+    def log(self) -> str:
+        """What it has said."""
+        return self._log.read_text(errors="replace")
+
+    def query(self, query: str, **variables: Any) -> Any:
+        """The data that a GraphQL query gives."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})  # noqa: S310 - its own address
+        try:
+            with self._opener.open(request, timeout=60) as answer:
+                found = json.load(answer)
+        except HTTPError as error:
+            # How GraphQL over HTTP says that a query failed.
+            with error:
+                raise AssertionError(error.read().decode()[:5000]) from None
+        assert "errors" not in found, found["errors"]
+        return found["data"]
+
+    def materialize(
+        self, assets: Sequence[str], *, partition: str | None = None, config: Mapping[str, Any] | None = None
+    ) -> str:
+        """What the Materialize button does; the run's id, or the refusal as an `AssertionError`."""
+        tags = [{"key": "dagster/partition", "value": partition}] if partition else []
+        params = {
+            "selector": {
+                "repositoryLocationName": LOCATION,
+                "repositoryName": "__repository__",
+                "pipelineName": "__ASSET_JOB",
+                "assetSelection": [{"path": [name]} for name in assets],
+            },
+            "mode": "default",
+            "runConfigData": json.dumps(config or {}),
+            "executionMetadata": {"tags": tags},
+        }
+        launched = self.query(_LAUNCH, params=params)["launchPipelineExecution"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        return launched["run"]["runId"]
+
+    def status(self, run_id: str) -> str:
+        """A run's status."""
+        return self.query(_RUN, id=run_id)["runOrError"]["status"]
+
+    def wait_for_end(self, run_id: str, within_s: float) -> str:
+        """The status that a run ends with."""
+        ended = ("SUCCESS", "FAILURE", "CANCELED")
+        self.wait_for(f"the end of run {run_id}", lambda: self.status(run_id) in ended, within_s)
+        return self.status(run_id)
+
+    def terminate(self, run_id: str) -> None:
+        """What the Terminate button does."""
+        answer = self.query(_TERMINATE, id=run_id)["terminateRun"]["__typename"]
+        assert answer == "TerminateRunSuccess", answer
+
+    def wait_for(self, what: str, condition: Callable[[], bool], within_s: float) -> None:
+        """Wait until a condition holds; what Dagster has said is in the failure."""
+        deadline = time.monotonic() + within_s
+        while not condition():
+            assert self._process.poll() is None, self.log[-5000:]
+            assert time.monotonic() < deadline, f"{what} did not come within {within_s} s:\n{self.log[-5000:]}"
+            time.sleep(0.2)
+
+    def _loaded(self) -> bool:
+        with suppress(OSError):
+            entries = self.query(
+                "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus "
+                "locationOrLoadError { __typename } } } } }"
+            )["workspaceOrError"]["locationEntries"]
+            return [entry["locationOrLoadError"] for entry in entries] == [{"__typename": "RepositoryLocation"}]
+        return False

@@ -1,0 +1,155 @@
+"""The pipeline through Dagster's own pages: what a person clicks, sent to a real `dagster dev` as its pages send it."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_pipeline.simulator.process import SimulatorProcess
+from nanobanana_pipeline_tests.e2e.dagster_dev import DagsterDev
+from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("dagster_dev")]
+
+GENERATION = ("images", "results", "attempts")
+
+_ASSET = """
+query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+  description groupName kinds
+  assetMaterializations(limit: 1) { partition runId metadataEntries {
+    label
+    ... on TextMetadataEntry { text }
+    ... on MarkdownMetadataEntry { mdStr }
+    ... on FloatMetadataEntry { floatValue }
+    ... on IntMetadataEntry { intRepr }
+    ... on PathMetadataEntry { path }
+  } }
+  assetChecksOrError { ... on AssetChecks { checks { name executionForLatestMaterialization {
+    status evaluation { success severity }
+  } } } }
+} } }"""
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A pipeline of two catalogues and its simulator, for all tests of this module."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    with SimulatorProcess(latency=0.05, book=folder / "book.jsonl") as simulator:
+        pipeline = Pipeline(folder, simulator)
+        for name in ("foxes", "owls"):
+            rows = [
+                {"prompt_id": f"{name}{n}", "prompt": f"{name}, number {n}", "resolution": "0.5K"} for n in range(4)
+            ]
+            pipeline.write(rows, name)
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def dagster(pipeline: Pipeline) -> Iterator[DagsterDev]:
+    """Dagster with that pipeline, as its environment says."""
+    settings = pipeline.settings
+    environment = {
+        "NANOBANANA_API_KEY": pipeline.simulator.api_key,
+        "NANOBANANA_BASE_URL": pipeline.simulator.base_url,
+        "NANOBANANA_OUTPUT": settings.output,
+        "NANOBANANA_CATALOGUE": settings.catalogue,
+    }
+    with DagsterDev(pipeline.folder / "dagster", environment) as dagster:
+        run = dagster.materialize(["prompts", "rejected_prompts"])
+        assert dagster.wait_for_end(run, 90) == "SUCCESS", dagster.log[-5000:]
+        yield dagster
+
+
+def asset(dagster: DagsterDev, name: str) -> dict[str, Any]:
+    """What the asset's page shows."""
+    return dagster.query(_ASSET, key={"path": [name]})["assetNodeOrError"]
+
+
+def values(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metadata by label."""
+    return {entry["label"]: next((v for k, v in entry.items() if k != "label"), None) for entry in entries}
+
+
+def test_a_shard_is_made_seen_and_checked(dagster: DagsterDev, pipeline: Pipeline) -> None:
+    """What an analyst does on the first day: choose a shard, materialise it, look at what came of it."""
+    run = dagster.materialize(GENERATION, partition="foxes-000000")
+    assert dagster.wait_for_end(run, 90) == "SUCCESS", dagster.log[-5000:]
+    for name in GENERATION:
+        (made,) = asset(dagster, name)["assetMaterializations"]
+        assert made["partition"] == "foxes-000000"
+        assert made["runId"] == run
+        shown = values(made["metadataEntries"])
+        assert shown["mode"] == "simulated"
+        assert shown["images"] == "4"
+        assert shown["cost_usd"] > 0
+    assert (
+        "data:image/"
+        in values(asset(dagster, "images")["assetMaterializations"][0]["metadataEntries"])["contact_sheet"]
+    )
+    checks = {
+        check["name"]: check["executionForLatestMaterialization"]
+        for name in GENERATION
+        for check in asset(dagster, name)["assetChecksOrError"]["checks"]
+    }
+    assert checks.keys() == {
+        "every_item_has_a_row",
+        "costs_agree",
+        "files_exist",
+        "few_errors",
+        "no_unknown_outcomes",
+    }
+    assert {name: check and check["status"] for name, check in checks.items()} == dict.fromkeys(checks, "SUCCEEDED")
+    assert len([prompt for prompt in pipeline.accepted() if prompt.startswith("foxes")]) == 4
+
+
+def test_a_wrong_value_in_the_launchpad_makes_no_run(dagster: DagsterDev) -> None:
+    """It is refused where it was typed, and says what is right."""
+    config = {"ops": {"generation": {"config": {"max_cost_usd": -1}}}}
+    with pytest.raises(AssertionError, match="greater than or equal to 0"):
+        dagster.materialize(GENERATION, partition="foxes-000000", config=config)
+
+
+def test_terminate_stops_within_15_s_and_the_next_run_goes_on(dagster: DagsterDev, pipeline: Pipeline) -> None:
+    """Who stops a run keeps what was sent: it is shown as in flight, and the next run pays for nothing twice."""
+
+    def owls() -> int:
+        return len([prompt for prompt in pipeline.accepted() if prompt.startswith("owls")])
+
+    pipeline.simulator.set_faults([{"fault": "slow_task", "seconds": 300, "contains": "owls"}])
+    run = dagster.materialize(GENERATION, partition="owls-000000")
+    dagster.wait_for("the submits", lambda: owls() == 4, 60)
+    asked = time.monotonic()
+    dagster.terminate(run)
+    assert dagster.wait_for_end(run, 30) == "CANCELED"
+    assert time.monotonic() - asked < 15
+    statuses = {row["status"] for row in pipeline.table("results") if row["catalogue"] == "owls"}
+    assert statuses == {"in_flight"}
+
+    pipeline.simulator.advance(600)
+    again = dagster.materialize(GENERATION, partition="owls-000000")
+    assert dagster.wait_for_end(again, 90) == "SUCCESS", dagster.log[-5000:]
+    assert {row["status"] for row in pipeline.table("results")} == {"succeeded"}
+    assert owls() == 4
+    pipeline.assert_books_agree()
+
+
+def test_the_key_is_nowhere(dagster: DagsterDev, pipeline: Pipeline) -> None:
+    """Neither in Dagster's databases, logs and pages nor in the output: only in the environment."""
+    config = dagster.query(
+        "query($selector: ResourceSelector!) { topLevelResourceDetailsOrError(resourceSelector: $selector) {"
+        " ... on ResourceDetails { configuredValues { key value } } } }",
+        selector={
+            "repositoryLocationName": "nanobanana_pipeline",
+            "repositoryName": "__repository__",
+            "resourceName": "nano_banana",
+        },
+    )
+    assert pipeline.simulator.api_key not in str(config)
+    holding = [
+        path
+        for path in pipeline.folder.rglob("*")
+        if path.is_file() and pipeline.simulator.api_key.encode() in path.read_bytes()
+    ]
+    assert holding == [], Path(pipeline.folder)

@@ -1,0 +1,78 @@
+"""What can be typed into the launchpad, and what is refused before it makes a run."""
+
+import dagster as dg
+import pytest
+from dagster import DagsterInvalidConfigError
+from pydantic import ValidationError
+
+from nanobanana_pipeline.ledger.work import Rerun
+from nanobanana_pipeline.orchestration.definitions import build_defs
+from nanobanana_pipeline.orchestration.jobs import generation_config
+from nanobanana_pipeline.orchestration.launchpad import GenerationConfig, config_schema
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("limit", -1, "greater than or equal to 0"),
+        ("limit", 10_000_001, "less than or equal to 10000000"),
+        ("max_cost_usd", -0.01, "greater than or equal to 0"),
+        ("max_cost_usd", 1e9, "less than or equal to 1000000"),
+        ("regenerate", "yes", "Bool"),
+        ("limits", 3, "limits"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_a_run_starts(name: str, value: object, said: str) -> None:
+    """Bounds that hold only once the run has started make a failed run of each typing error."""
+    job = build_defs().resolve_job_def("generate_images")
+    with pytest.raises(DagsterInvalidConfigError, match=said):
+        dg.validate_run_config(job, {"ops": {"generation": {"config": {name: value}}}})
+
+
+def test_right_values_pass_with_the_defaults_filled_in() -> None:
+    """The launchpad shows an empty editor at first: nothing must have to be typed."""
+    job = build_defs().resolve_job_def("generate_images")
+    filled = dg.validate_run_config(job, {"ops": {"generation": {"config": {"limit": 5, "max_cost_usd": 1}}}})
+    assert filled is not None
+    assert filled["ops"]["generation"]["config"] == {
+        "limit": 5,
+        "retry_failed": False,
+        "resubmit_unknown": False,
+        "regenerate": False,
+        "allow_duplicates": False,
+        "max_cost_usd": 1.0,
+    }
+
+
+def test_every_field_has_a_default_and_says_what_it_does() -> None:
+    """The launchpad shows these texts beside the editor, and nothing else."""
+    for name, field in config_schema(GenerationConfig).items():
+        assert not field.is_required, name
+        assert len(field.description or "") > 40, name
+
+
+@pytest.mark.parametrize(
+    ("options", "rerun"),
+    [
+        ({}, None),
+        ({"retry_failed": True}, Rerun.RETRY_FAILED),
+        ({"regenerate": True}, Rerun.REGENERATE),
+        ({"retry_failed": True, "regenerate": True}, Rerun.REGENERATE),
+    ],
+)
+def test_what_is_paid_for_again(options: dict[str, bool], rerun: Rerun | None) -> None:
+    """To regenerate is the wider wish: it includes what failed."""
+    assert GenerationConfig(**options).rerun is rerun
+
+
+def test_a_cap_is_exact_to_the_digit_typed() -> None:
+    """0.29 as a float is a little less than 0.29: a cap must not lose a micro-dollar to that."""
+    assert GenerationConfig(max_cost_usd=0.29).max_cost_micros == 290_000
+    assert GenerationConfig().max_cost_micros is None
+
+
+def test_scripts_get_the_same_refusal() -> None:
+    """`generation_config` is what the command and sensors make run configs with."""
+    assert generation_config(limit=3)["ops"]["generation"]["config"]["limit"] == 3
+    with pytest.raises(ValidationError):
+        generation_config(limit=-1)
