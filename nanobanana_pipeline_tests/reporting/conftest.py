@@ -1,8 +1,8 @@
 """Workspaces that a real engine filled: reports are held against a provider's book, not against rows made up here."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
-from nanobanana_pipeline.settings import SIMULATOR_KEY, load_settings
+from nanobanana_pipeline.settings import SIMULATOR_KEY, Settings, load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 
 Row = Mapping[str, Any]
@@ -68,6 +68,12 @@ class World:
     def billed(self) -> Decimal:
         """What the provider has billed by now, in dollars, by its own book."""
         return sum((Decimal(row["cost_usd"]) for row in self.provider.book if row["event"] == "billed"), Decimal(0))
+
+    @contextmanager
+    def elsewhere(self, settings: Settings) -> Generator[Workspace]:
+        """The same ledger with another output."""
+        with Workspace.open(settings.model_copy(update={"ledger_url": self.workspace.ledger.url})) as workspace:
+            yield workspace
 
     def close(self) -> None:
         """Stop the provider and close the workspace."""
