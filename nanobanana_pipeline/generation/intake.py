@@ -64,7 +64,7 @@ class RefreshReport:
 def check(settings: Settings, spec: ModelSpec, names: Sequence[str] | None = None) -> list[CatalogueReport]:
     """Check catalogues (all, or those named) without writing or spending anything."""
     reports: list[CatalogueReport] = []
-    for source in _sources(settings, names):
+    for source in chosen_sources(settings, names):
         report = CatalogueReport(source.name)
         for batch in validate(source, spec):
             report.count(batch.prompts, batch.rejected)
@@ -74,7 +74,7 @@ def check(settings: Settings, spec: ModelSpec, names: Sequence[str] | None = Non
 
 def refresh(workspace: Workspace, names: Sequence[str] | None = None) -> RefreshReport:
     """Bring the ledger and the tables up to date with the catalogues (all, or those named)."""
-    sources = _sources(workspace.settings, names)
+    sources = chosen_sources(workspace.settings, names)
     report = RefreshReport()
     for source in sources:
         report.catalogues.append(_refresh_one(workspace, source))
@@ -121,7 +121,8 @@ def _publish_rejected(workspace: Workspace, catalogue: str, rejected: Sequence[R
     replace_rows(workspace, "rejected_prompts", {"catalogue": catalogue}, rows)
 
 
-def _sources(settings: Settings, names: Sequence[str] | None) -> list[CatalogueSource]:
+def chosen_sources(settings: Settings, names: Sequence[str] | None) -> list[CatalogueSource]:
+    """The catalogues there are, or those named. Raises `UserError` for a name that is none of them."""
     sources = find_catalogues(settings.catalogue)
     if names is None:
         return sources
