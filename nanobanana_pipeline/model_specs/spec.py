@@ -95,6 +95,9 @@ class Estimates(_Data):
     input_image_tokens: Count
     prompt_tokens_per_char: Annotated[float, Field(gt=0)]
     reserve_text_tokens: Annotated[StrictInt, Field(ge=0)]
+    typical_prompt_tokens_per_char: Annotated[float, Field(gt=0)]
+    typical_text_tokens: Annotated[StrictInt, Field(ge=0)]
+    latency_s: Annotated[tuple[float, float, float], Field(description="10th, 50th and 90th percentile, seconds")]
 
 
 class Statuses(_Data):
