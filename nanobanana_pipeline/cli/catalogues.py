@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from nanobanana_pipeline.cli.console import say, say_json, warn
+from nanobanana_pipeline.cli.console import counted, say, say_json, warn
 
 
 @click.command("import", short_help="Make a catalogue of a CSV or XLSX file.")
@@ -27,7 +27,7 @@ def import_(file: Path, name: str | None, replace: bool) -> None:  # noqa: FBT00
     folder = load_settings().catalogue
     destination = folder if name is None else f"{folder.rstrip('/')}/{name.removesuffix('.parquet')}.parquet"
     report = import_table(file, destination, overwrite=replace)
-    say(f"{report.rows:,} rows, columns {', '.join(report.columns)}: {report.path}")
+    say(f"{counted(report.rows, 'row')}, columns {', '.join(report.columns)}: {report.path}")
     say("next: nanobanana validate")
 
 
@@ -65,7 +65,8 @@ def validate(catalogue: str | None, as_json: bool) -> None:  # noqa: FBT001 - cl
     if not reports:
         warn(f"there is no catalogue in {settings.catalogue}: put a Parquet file there, or `nanobanana import` one")
     for report in reports:
-        say(f"{report.name}: {report.prompts:,} prompts, {report.items:,} images wanted, {report.rejected:,} rejected")
+        prompts, images = counted(report.prompts, "prompt"), counted(report.items, "image")
+        say(f"{report.name}: {prompts}, {images} wanted, {report.rejected:,} rejected")
         for rule, count in sorted(report.rejected_by_rule.items(), key=lambda entry: (-entry[1], entry[0])):
             say(f"  {count:>8,}  {rule}")
         for row in report.examples:
@@ -73,7 +74,7 @@ def validate(catalogue: str | None, as_json: bool) -> None:  # noqa: FBT001 - cl
         if report.rejected > len(report.examples):
             say(f"  … and {report.rejected - len(report.examples):,} more")
     if rejected := sum(report.rejected for report in reports):
-        warn(f"{rejected:,} rows would be rejected; the others can be run")
+        warn(f"{counted(rejected, 'row')} would be rejected; the others can be run")
 
 
 def _as_dict(row: object) -> dict[str, object]:

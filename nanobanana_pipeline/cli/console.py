@@ -41,6 +41,11 @@ def dollars(micros: int) -> str:
     return f"${micros / _DOLLAR:,.{digits}f}"
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 def clock(seconds: float) -> str:
     """A duration as people read it: 42 s, 3:07 min, 2:05 h."""
     whole = round(seconds)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from nanobanana_pipeline.cli.console import dollars, say, say_json
+from nanobanana_pipeline.cli.console import counted, dollars, say, say_json
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.generation.standing import Standing
@@ -86,7 +86,7 @@ def _say_standing(now: "Standing", settings: "Settings") -> None:
         counts = ", ".join(
             f"{count:,} {status.replace('_', ' ')}" for status, count in catalogue.items.items() if count
         )
-        shards = f"{catalogue.shards:,} {'shard' if catalogue.shards == 1 else 'shards'}"
+        shards = counted(catalogue.shards, "shard")
         say(f"  {catalogue.name}: {counts or 'no items'} ({shards}, {catalogue.shards_with_work:,} with work left)")
     for cap in now.caps:
         held = cap.held

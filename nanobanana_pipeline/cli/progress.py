@@ -5,7 +5,7 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from nanobanana_pipeline.cli.console import clock, dollars, note, on_terminal
+from nanobanana_pipeline.cli.console import clock, counted, dollars, note, on_terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -48,7 +48,7 @@ class ProgressDisplay:
         self._items = items
         if self._quiet:
             return
-        note(f"{items:,} items to do in {shards:,} {'shard' if shards == 1 else 'shards'}")
+        note(f"{counted(items, 'item')} to do in {counted(shards, 'shard')}")
         if on_terminal():
             self._open()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nanobanana_pipeline.cli import environment, reports
-from nanobanana_pipeline.cli.console import note, say, say_json, warn
+from nanobanana_pipeline.cli.console import counted, note, say, say_json, warn
 from nanobanana_pipeline.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
@@ -110,7 +110,9 @@ def _work(settings: "Settings", order: "Order", *, quiet: bool = False) -> "Outc
     with ProgressDisplay(quiet=quiet) as display:
         outcome = run_pipeline(settings, order, display, home=home, logs=logs)
     if outcome.rejected_rows:
-        warn(f"{outcome.rejected_rows:,} rows of the catalogue were rejected: nanobanana query 'FROM rejected_prompts'")
+        were = "was" if outcome.rejected_rows == 1 else "were"
+        rows = counted(outcome.rejected_rows, "row")
+        warn(f"{rows} of the catalogue {were} rejected: nanobanana query 'FROM rejected_prompts'")
     for problem in outcome.problems:
         warn(problem)
     return outcome

@@ -24,9 +24,8 @@ from dagster._core.instance.ref import InstanceRef
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.lifecycle import Tally
-from nanobanana_pipeline.generation.publishing import publish_shard
+from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.shard_run import ShardReport
-from nanobanana_pipeline.generation.staleness import stale_shards
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
 from nanobanana_pipeline.ledger.states import ItemState
@@ -253,12 +252,12 @@ class _Run:
 
     def whole(self) -> None:
         """Every step in turn."""
+        self._mend_tables()
         names = None if self._order.catalogue is None else [self._order.catalogue]
         self._step(REFRESH_CATALOGUE, "reading the catalogue", _CATALOGUE_GRACE_S, refresh_config(names))
         if self._going_on:
             self._generate(shares(self._order, self._shard_work(), on_unknown=self._on_unknown))
         if self._going_on:
-            self._mend_tables()
             self._step(REPORT_COSTS, "adding up", _REPORT_GRACE_S)
         else:
             # Pages can wait; the tables must be right.
@@ -389,10 +388,12 @@ class _Run:
         os._exit(128 + (self._session.stop.signal_number or signal.SIGTERM))
 
     def _mend_tables(self) -> None:
-        """Write the rows of shards that an earlier run, killed before it could, has left behind."""
-        for shard in stale_shards(self._workspace):
-            self._logger.info("the tables lacked the latest of shard %s: written from the ledger", shard)
-            publish_shard(self._workspace, shard)
+        """Mend what a power cut has torn, and write what an earlier run was killed before it could write."""
+        mended = mend_tables(self._workspace)
+        for found in mended.repairs:
+            self._logger.info("table %s: %s", found.table, found.what)
+        if mended.shards:
+            self._logger.info("written from the ledger: the rows of %s", ", ".join(mended.shards))
 
     def _sum_up(self) -> None:
         outcome = self._outcome

@@ -1,0 +1,204 @@
+"""`nanobanana run` as a person runs it: the real command, against a provider that keeps its own book."""
+
+import signal
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_pipeline.simulator.process import SimulatorProcess
+from nanobanana_pipeline_tests.e2e.command import Place, billed, finish, submits
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+Start = Callable[..., SimulatorProcess]
+
+
+@pytest.fixture
+def place(tmp_path: Path, simulator: Start) -> tuple[Place, SimulatorProcess]:
+    """A place, and the quick provider that it works with."""
+    provider = simulator(latency=0.05)
+    return Place.with_provider(tmp_path, provider), provider
+
+
+def prompts(count: int, start: int = 0) -> dict[str, str]:
+    """Prompts by their ids."""
+    return {f"p{i:03}": f"a drawing of the number {i}" for i in range(start, start + count)}
+
+
+def test_a_catalogue_becomes_images_once(place: tuple[Place, SimulatorProcess]) -> None:
+    """The whole promise in little: every image, exact books; nothing paid again; edits cost what they are."""
+    here, provider = place
+    here.catalogue(prompts(25))
+    first = here.run("run", "--json")
+    assert first.code == 0, first.err
+    said = first.json
+    assert said["mode"] == "simulated"
+    assert said["items"] == {
+        "pending": 0,
+        "in_flight": 0,
+        "unknown": 0,
+        "succeeded": 25,
+        "failed": 0,
+        "deferred": 0,
+    }
+    assert (said["submitted"], said["images"]) == (25, 25)
+    assert Decimal(said["cost_usd"]) == billed(provider)
+    assert len(said["cost_usd"].partition(".")[2]) == 6
+    assert said["at_risk_usd"] == "0.000000"
+    assert said["shards"] == ["c-000000", "c-000001", "c-000002"]
+    assert len(said["run_ids"]) == 5
+    assert set(said["paths"]) == {"images", "tables", "pages", "log"}
+    assert all(Path(path).exists() for path in said["paths"].values())
+    (sums,) = here.query("SELECT count(*) AS n, sum(cost_usd) AS usd, sum(total_tokens) AS tokens FROM results")
+    assert (sums["n"], Decimal(str(sums["usd"]))) == (25, billed(provider))
+    assert sums["tokens"] == said["total_tokens"]
+    rows = here.query("SELECT path, shard, prompt_id FROM images")
+    assert all((here.output / row["path"]).is_file() for row in rows)
+    (daily,) = here.query("SELECT sum(images) AS images FROM cost_daily")
+    assert daily["images"] == 25
+
+    again = here.run("run", "--json")
+    assert again.code == 0
+    assert (again.json["submitted"], again.json["cost_usd"], again.json["shards"]) == (0, "0.000000", [])
+    assert len(submits(provider)) == 25
+
+    changed = {**prompts(35), "p003": "something else"}
+    del changed["p007"]
+    here.catalogue(changed)
+    third = here.run("run", "--json")
+    assert third.code == 0
+    assert third.json["submitted"] == 11
+    assert sorted(submits(provider)[25:]) == sorted(["something else", *prompts(10, start=25).values()])
+    now = {row["prompt_id"]: row for row in here.query("SELECT prompt_id, shard, active FROM results")}
+    assert all(now[row["prompt_id"]]["shard"] == row["shard"] for row in rows)
+    assert [prompt_id for prompt_id, row in now.items() if not row["active"]] == ["p007"]
+
+
+def test_a_limit_counts_items_over_all_shards(place: tuple[Place, SimulatorProcess]) -> None:
+    """A pilot of 13 must never become 13 a shard."""
+    here, provider = place
+    here.catalogue(prompts(25))
+    pilot = here.run("run", "--limit", "13", "--json")
+    assert pilot.code == 0, pilot.err
+    assert pilot.json["submitted"] == len(submits(provider)) == 13
+    assert pilot.json["items"]["pending"] == 12
+    assert pilot.json["shards"] == ["c-000000", "c-000001"]
+    rest = here.run("run", "--json")
+    assert rest.json["submitted"] == 12
+    assert len(set(submits(provider))) == 25
+
+
+def test_a_wrong_key_ends_it_in_one_line_and_is_kept_nowhere(place: tuple[Place, SimulatorProcess]) -> None:
+    """Nothing is charged, nobody is flooded, and the secret is in no file, log, table or Dagster record."""
+    here, provider = place
+    here.catalogue(prompts(25))
+    key = "sk-wrong-0123456789abcdef"
+    ended = here.run("run", NANOBANANA_API_KEY=key)
+    assert ended.code == 1
+    assert "NANOBANANA_API_KEY" in ended.only_line
+    assert submits(provider) == []
+    assert key not in ended.out + ended.err
+    assert [file for file in here.folder.rglob("*") if file.is_file() and key.encode() in file.read_bytes()] == []
+    assert {row["status"] for row in here.query("SELECT status FROM results")} == {"pending"}
+
+
+def test_a_provider_out_of_reach_is_one_line(place: tuple[Place, SimulatorProcess]) -> None:
+    """The commonest trouble of a first day says where it looked and what to check."""
+    here, _ = place
+    here.catalogue(prompts(1))
+    ended = here.run("run", NANOBANANA_BASE_URL="http://127.0.0.1:9")
+    assert ended.code == 1
+    assert "http://127.0.0.1:9" in ended.only_line
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_an_unknown_catalogue_is_one_line(place: tuple[Place, SimulatorProcess]) -> None:
+    """A mistyped name must not look like a run with nothing to do."""
+    here, _ = place
+    here.catalogue(prompts(1))
+    ended = here.run("run", "--catalogue", "spring")
+    assert ended.code == 1
+    assert "spring" in ended.only_line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_leaves_nothing_unknown_and_nothing_to_pay_twice(
+    tmp_path: Path, simulator: Start, number: signal.Signals
+) -> None:
+    """Stopped in the middle it ends soon, with true tables; the next run takes the paid ones in, and submits the rest."""
+    provider = simulator(latency=6.0, sigma=0.0)
+    here = Place.with_provider(tmp_path, provider, MAX_IN_FLIGHT="12")
+    here.catalogue(prompts(25))
+    process = here.start("run", "--json")
+    provider.wait_for("accepted", 12, timeout_s=60)
+    stopped = finish(process, number=number)
+    assert stopped.code == 128 + number
+    assert stopped.took_s < 15
+    items = stopped.json["items"]
+    assert stopped.json["stopped"]
+    assert (items["unknown"], items["failed"]) == (0, 0)
+    assert items["in_flight"] > 0
+    counts = here.query("SELECT status, count(*) AS n FROM results GROUP BY 1")
+    assert {row["status"]: row["n"] for row in counts} == {name: n for name, n in items.items() if n}
+    here.environment["NANOBANANA_MAX_IN_FLIGHT"] = "64"
+    rest = here.run("run", "--json")
+    assert rest.code == 0, rest.err
+    assert rest.json["items"]["succeeded"] == 25
+    assert sorted(submits(provider)) == sorted(prompts(25).values())
+
+
+def test_what_could_not_be_done_is_exit_3_and_a_person_decides(place: tuple[Place, SimulatorProcess]) -> None:
+    """A script must notice; a lost answer is never sent again by itself, but on a person's word."""
+    here, provider = place
+    here.catalogue({**prompts(4), "lost": "the lost one", "bad": "the bad one"})
+    provider.set_faults(
+        [
+            {"contains": "lost", "fault": "answer_lost", "times": 1},
+            {"contains": "bad", "fault": "refused_400_moderation"},
+        ]
+    )
+    ended = here.run("run", "--json")
+    assert ended.code == 3, ended.err
+    assert {name: n for name, n in ended.json["items"].items() if n} == {"succeeded": 4, "unknown": 1, "failed": 1}
+    assert ended.json["failures"] == {"content_policy": 1}
+    held: list[Any] = here.run("unknown", "list", "--json").json["unknown"]
+    assert [attempt["prompt_id"] for attempt in held] == ["lost"]
+    assert here.run("run", "--json").code == 3
+    assert submits(provider).count("the lost one") == 1
+
+    decided = here.run("unknown", "resubmit", held[0]["attempt_id"][:20])
+    assert decided.code == 0, decided.err
+    after = here.run("run", "--json")
+    assert {name: n for name, n in after.json["items"].items() if n} == {"succeeded": 5, "failed": 1}
+    assert submits(provider).count("the lost one") == 2
+    assert Decimal(after.json["total"]["cost_usd"]) + Decimal(after.json["at_risk_usd"]) >= billed(provider)
+    assert here.run("status", "--json").json["items"]["succeeded"] == 5
+
+
+def test_rejected_rows_are_a_warning(place: tuple[Place, SimulatorProcess]) -> None:
+    """Bad rows are the catalogue's business: the good ones are made, and a script is not stopped by the others."""
+    here, _ = place
+    here.catalogue(prompts(3), aspect_ratio=["1:1", "7:5", None])
+    ended = here.run("run")
+    assert ended.code == 0, ended.err
+    assert "1 row of the catalogue was rejected" in ended.err
+    assert [row["rule"] for row in here.query("SELECT rule FROM rejected_prompts")] == ["aspect_ratio_unknown"]
+
+
+def test_simulated_work_and_real_work_never_share_an_output(place: tuple[Place, SimulatorProcess]) -> None:
+    """Else a person who tried it out first would believe that their images were made."""
+    here, _ = place
+    here.catalogue(prompts(2))
+    assert here.run("run").code == 0
+    # Not the simulator, by its answers' headers: for all that is known, the real provider.
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        refused = here.run("run", NANOBANANA_BASE_URL=f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+    assert refused.code == 1
+    assert "NANOBANANA_OUTPUT" in refused.only_line
