@@ -205,7 +205,7 @@ class Engine:
     async def _take_over(self, shard: str) -> TakeOver:
         taken = await self._ledger.post(
             lambda postings: take_over(
-                postings, shard, self._worker.owner, submit_timeout_s=self._options.patience.submit_timeout_s
+                postings, shard, self._worker.owner, grace_s=self._options.patience.take_over_grace_s
             )
         )
         # Ages are reckoned by the database's clock: this host's own may differ by minutes.

@@ -57,9 +57,8 @@ class Throttle:
 class ProviderGate:
     """Decides how many submits may go now; see `ledger.postings.Gate`."""
 
-    def __init__(self, account: str, *, max_in_flight: int, requests_per_minute: int | None, horizon_s: float) -> None:
+    def __init__(self, account: str, *, max_in_flight: int, requests_per_minute: int | None) -> None:
         self.account = account
-        self.horizon_s = horizon_s
         self._max = float(max_in_flight)
         self._per_ms = requests_per_minute / 60_000 if requests_per_minute else None
         self._burst = max(1.0, (requests_per_minute or 0) / 60 * _BURST_S)

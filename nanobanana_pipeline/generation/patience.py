@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from nanobanana_pipeline.ledger.leases import LEASE_S
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
@@ -22,6 +24,14 @@ class Patience:
     """How long after its completion a paid image is still worth asking a failing image host for, in later runs."""
     stop_grace_s: float = 8.0
     """How long a stop waits for the answers to submits that are in the air."""
+    lease_s: float = LEASE_S
     submit_timeout_s: float = 120.0
     """The longest that a submit can be in the air; a dead worker's lease is taken over no sooner than that after its
     end."""
+    margin_s: float = 5.0
+    """What take-over waits on top, for a request that a stopped process had already begun to send."""
+
+    @property
+    def take_over_grace_s(self) -> float:
+        """How long after the end of its lease a worker that may be alive still holds its attempts."""
+        return self.submit_timeout_s + self.margin_s

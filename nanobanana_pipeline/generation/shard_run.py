@@ -87,7 +87,7 @@ def generate_shard(
     if not options.allow_duplicates:
         _refuse_renamed(workspace, shard)
     with stop.on_signals():
-        lease = workspace.ledger.lease(shard, options.run_id)
+        lease = workspace.ledger.lease(shard, options.run_id, seconds=options.patience.lease_s)
         lease.acquire()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -136,7 +136,6 @@ async def _work(
                 options.account,
                 max_in_flight=settings.max_in_flight,
                 requests_per_minute=settings.requests_per_minute,
-                horizon_s=settings.task_deadline_s,
             ),
             options=engine_options(settings, options),
             tally=tally,

@@ -22,7 +22,6 @@ from nanobanana_pipeline.ledger.database import Database
 _leases = schema.leases
 
 LEASE_S = 30.0
-MARGIN_S = 5.0
 
 
 class LeaseLostError(Exception):
@@ -116,14 +115,13 @@ class Lease:
 
 
 def expired_owners(
-    connection: Connection, now: int, owners: set[str], *, submit_timeout_s: float
+    connection: Connection, now: int, owners: set[str], *, grace_s: float
 ) -> tuple[set[str], dict[str, int]]:
     """Split `owners` into those whose attempts may be taken over now, and the others with the end of their lease."""
     if not owners:
         return set(), {}
     rows = {row.owner: row for row in connection.execute(sa.select(_leases).where(_leases.c.owner.in_(owners)))}
-    grace = int((submit_timeout_s + MARGIN_S) * 1000)
-    held = {owner: row.expires_at for owner, row in rows.items() if not _is_over(row, now, grace)}
+    held = {owner: row.expires_at for owner, row in rows.items() if not _is_over(row, now, int(grace_s * 1000))}
     return owners - held.keys(), held
 
 

@@ -38,6 +38,7 @@ from nanobanana_pipeline.ledger.states import (
 
 _items = schema.items
 _attempts = schema.attempts
+_leases = schema.leases
 _throttle = schema.throttle
 
 Verdict = Attempt | Stale | Blocked
@@ -47,8 +48,6 @@ class Gate(Protocol):
     """How many requests the provider can be sent now; state is shared by all runs through the ledger, as text."""
 
     account: str
-    horizon_s: float
-    """An open attempt older than this no longer counts as in flight (its task has ended, or never will)."""
 
     def grant(self, state: str | None, now_ms: int, in_flight: int, wanted: int) -> tuple[int, float]:
         """How many of `wanted` may go now, and after how many seconds to ask for the rest."""
@@ -81,7 +80,7 @@ class Postings:
         first, the attempt counts as a submit of unknown outcome.
         """
         throttle = self._locked_throttle(gate.account)
-        granted, wait_s = gate.grant(throttle, self.now, self._in_flight(gate.horizon_s), len(wanted))
+        granted, wait_s = gate.grant(throttle, self.now, self._in_flight(), len(wanted))
         verdicts: list[Verdict] = []
         taken = 0
         for request in wanted:
@@ -205,8 +204,8 @@ class Postings:
         attempt.submits += 1
         return attempt
 
-    def _in_flight(self, horizon_s: float) -> int:
-        return self.connection.execute(_IN_FLIGHT, {"b_since": self.now - int(horizon_s * 1000)}).scalar_one()
+    def _in_flight(self) -> int:
+        return self.connection.execute(_IN_FLIGHT, {"b_now": self.now}).scalar_one()
 
     def _locked_throttle(self, account: str) -> str | None:
         query = self._database.lock_rows(sa.select(_throttle.c.state).where(_throttle.c.account == account))
@@ -329,7 +328,9 @@ _IN_FLIGHT = sa.select(sa.func.count()).where(
     sa.text("state IN (" + ", ".join(f"'{state}'" for state in IN_FLIGHT_STATES) + ")"),
     # The partial index's own condition, so that SQLite may use it.
     sa.text("state IN (" + ", ".join(f"'{state}'" for state in OPEN_STATES) + ")"),
-    _attempts.c.created_at > _bind("b_since"),
+    # What a worker without a lease left open would otherwise fill the limit for ever: its successor found no room to begin
+    # in, and so never came to the end of its shard, where it would have taken those attempts over.
+    _attempts.c.owner.in_(sa.select(_leases.c.owner).where(_leases.c.expires_at > _bind("b_now"))),
 )
 _DEFER = (
     _items.update()

@@ -130,7 +130,7 @@ attempts = sa.Table(
     sa.UniqueConstraint("item_id", "attempt"),
     sa.Index("attempts_one_open", "item_id", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
     sa.Index("attempts_open_by_shard", "shard", sqlite_where=_OPEN, postgresql_where=_OPEN),
-    sa.Index("attempts_open_by_time", "created_at", sqlite_where=_OPEN, postgresql_where=_OPEN),
+    sa.Index("attempts_open_by_owner", "owner", sqlite_where=_OPEN, postgresql_where=_OPEN),
     sa.Index("attempts_by_shard", "shard"),
     sa.Index("attempts_by_day", "day"),
 )

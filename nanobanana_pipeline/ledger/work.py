@@ -91,7 +91,7 @@ def shard_work(connection: Connection, catalogues: Sequence[str] | None = None) 
     ]
 
 
-def take_over(postings: Postings, shard: str, owner: str, *, submit_timeout_s: float) -> TakeOver:
+def take_over(postings: Postings, shard: str, owner: str, *, grace_s: float) -> TakeOver:
     """Make `owner` the owner of every open attempt of the shard whose own worker is gone; returns those.
 
     What such a worker was `submitting` may or may not have left its machine: it becomes `unknown`, never sent again by
@@ -106,7 +106,7 @@ def take_over(postings: Postings, shard: str, owner: str, *, submit_timeout_s: f
     )
     rows = postings.execute(query).all()
     others = {row.owner for row in rows} - {owner}
-    free, holders = expired_owners(postings.connection, postings.now, others, submit_timeout_s=submit_timeout_s)
+    free, holders = expired_owners(postings.connection, postings.now, others, grace_s=grace_s)
     ours: list[Attempt] = []
     for row in rows:
         if row.owner not in free:

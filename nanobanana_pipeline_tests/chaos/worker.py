@@ -16,7 +16,14 @@ from nanobanana_pipeline.generation.staleness import stale_shards
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.settings import load_settings
 
-PATIENCE = Patience(submit_backoff_s=0.02, download_backoff_s=0.02, not_found_s=1.0, submit_timeout_s=3.0)
+PATIENCE = Patience(
+    submit_backoff_s=0.02,
+    download_backoff_s=0.02,
+    not_found_s=1.0,
+    lease_s=2.0,
+    submit_timeout_s=3.0,
+    margin_s=0.5,
+)
 TIMEOUTS = Timeouts(connect_s=1.0, submit_s=3.0, poll_s=3.0, download_s=10.0, idle_s=3.0)
 
 

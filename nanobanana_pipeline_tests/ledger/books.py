@@ -21,7 +21,6 @@ class OpenGate:
     """A provider that takes everything at once."""
 
     account = "test"
-    horizon_s = 900.0
 
     def grant(self, state: str | None, now_ms: int, in_flight: int, wanted: int) -> tuple[int, float]:
         return wanted, 0.0

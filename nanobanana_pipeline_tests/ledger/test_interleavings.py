@@ -92,7 +92,7 @@ class TwoWorkers(RuleBasedStateMachine):
         self.pages[name] = []
         self.workers[name] = self._new_worker(name)
         with self.ledger.posting() as postings:
-            taken = take_over(postings, SHARD, self.workers[name].owner, submit_timeout_s=60)
+            taken = take_over(postings, SHARD, self.workers[name].owner, grace_s=65)
         assert all(attempt.state is not S.SUBMITTING for attempt in taken.attempts)
         return taken.attempts[0] if taken.attempts else None
 

@@ -20,7 +20,7 @@ SHARD = "cat-000000"
 
 def taken(ledger: Ledger, by: str = "successor") -> TakeOver:
     with ledger.posting() as postings:
-        return take_over(postings, SHARD, by, submit_timeout_s=60)
+        return take_over(postings, SHARD, by, grace_s=65)
 
 
 def worker_with_open_attempt(ledger: Ledger, *, seconds: float = 30) -> leases.Lease:

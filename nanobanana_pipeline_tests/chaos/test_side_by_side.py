@@ -1,0 +1,138 @@
+"""Several processes on one ledger: they share the work, the cap, and nothing is sent twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nanobanana_pipeline.ledger.ledger import Ledger
+from nanobanana_pipeline.simulator.process import SimulatorProcess
+from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+Make = Callable[..., Pipeline]
+
+
+@pytest.fixture
+def make(tmp_path: Path, simulator: Callable[..., SimulatorProcess]) -> Make:
+    """`make(rows, knobs, **simulator options)`: a pipeline with its catalogue written."""
+
+    def pipeline(rows: int, knobs: dict[str, object], **options: object) -> Pipeline:
+        made = Pipeline(tmp_path, simulator(cached_picture=True, **options), knobs=dict(knobs))
+        made.write([{"prompt_id": f"p{n}", "prompt": f"picture {n}"} for n in range(rows)])
+        return made
+
+    return pipeline
+
+
+@contextmanager
+def worker(pipeline: Pipeline, run: str) -> Generator["subprocess.Popen[str]"]:
+    """A process that works the pipeline off, ready to do so."""
+    settings = pipeline.settings
+    environment = {
+        **os.environ,
+        "NANOBANANA_API_KEY": pipeline.simulator.api_key,
+        "NANOBANANA_BASE_URL": pipeline.simulator.base_url,
+        "NANOBANANA_OUTPUT": settings.output,
+        "NANOBANANA_CATALOGUE": settings.catalogue,
+        **{f"NANOBANANA_{name.upper()}": str(value) for name, value in pipeline.knobs.items()},
+        **({"NANOBANANA_LEDGER_URL": pipeline.ledger_url} if pipeline.ledger_url else {}),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanobanana_pipeline_tests.chaos.worker", run],
+        cwd=_REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def watching_the_cap(pipeline: Pipeline, cap_micros: int) -> Generator[list[int]]:
+    """Reads the day's counter beside the workers; the list holds every sum that was seen."""
+    seen: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        with Ledger(pipeline.ledger_url or pipeline.settings.ledger) as ledger:
+            while not done.wait(0.005):
+                seen.extend(sum(held) for scope, held in ledger.counters().items() if scope.startswith("day:"))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+    assert seen
+    assert max(seen) <= cap_micros
+
+
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_the_cap_holds_at_every_commit_over_four_processes(
+    make: Make, database: str, request: pytest.FixtureRequest
+) -> None:
+    """A cap that each process keeps for itself is four caps; and one that leaves money unused is no better."""
+    cap = 60 * 67_200 // 2
+    pipeline = make(60, {"budget_usd": f"{cap / 1_000_000:.6f}", "shard_size": 15, "max_in_flight": 8}, latency=0.05)
+    if database == "postgres":
+        pipeline.ledger_url = request.getfixturevalue("postgres_url")
+    pipeline.refresh()
+    with (
+        watching_the_cap(pipeline, cap),
+        worker(pipeline, "one") as one,
+        worker(pipeline, "two") as two,
+        worker(pipeline, "three") as three,
+        worker(pipeline, "four") as four,
+    ):
+        for process in (one, two, three, four):
+            assert process.wait(60) == 0
+    spent = sum(row["cost_usd"] for row in pipeline.table("attempts"))
+    assert spent * 1_000_000 >= 0.9 * cap
+    assert {row["status"] for row in pipeline.results().values()} == {"succeeded", "deferred"}
+    pipeline.assert_books_agree()
+
+
+def test_two_runs_of_one_shard_do_its_work_once(make: Make) -> None:
+    """Someone clicks twice: the work is done once, and all of it is in the tables."""
+    pipeline = make(40, {"max_in_flight": 4, "budget_usd": 1000}, latency=0.2)
+    with worker(pipeline, "one") as one, worker(pipeline, "two") as two:
+        assert (one.wait(60), two.wait(60)) == (0, 0)
+    assert sorted(pipeline.accepted()) == sorted(f"picture {n}" for n in range(40))
+    assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
+    pipeline.assert_books_agree()
+
+
+def test_a_worker_that_was_stopped_past_its_lease_sends_nothing_that_another_has_taken(make: Make) -> None:
+    """A paused virtual machine, a closed laptop: when it wakes, the world has moved on."""
+    pipeline = make(12, {"max_in_flight": 3, "budget_usd": 1000}, latency=600)
+    with worker(pipeline, "sleeper") as sleeper:
+        pipeline.simulator.wait_for("accepted", 3)
+        sleeper.send_signal(signal.SIGSTOP)
+        with worker(pipeline, "successor") as successor:
+            deadline = time.monotonic() + 60
+            while successor.poll() is None and time.monotonic() < deadline:
+                pipeline.simulator.advance(1000)
+                time.sleep(0.1)
+            assert successor.returncode == 0
+        assert len(pipeline.accepted()) == 12
+        sleeper.send_signal(signal.SIGCONT)
+        sleeper.wait(30)
+    assert len(pipeline.accepted()) == 12
+    assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
+    pipeline.assert_books_agree()
