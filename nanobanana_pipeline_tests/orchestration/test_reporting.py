@@ -1,0 +1,33 @@
+"""The reports through Dagster."""
+
+from decimal import Decimal
+from pathlib import Path
+
+from nanobanana_pipeline_tests.orchestration.conftest import Orchestra, rows
+
+
+def test_reports_show_what_was_spent_and_made(orchestra: Orchestra) -> None:
+    """The last step of the way: what people who never open Dagster read."""
+    orchestra.pipeline.write(rows(3, campaign="spring"))
+    orchestra.refresh()
+    orchestra.generate()
+    result = orchestra.execute("report_costs")
+    assert result.success
+    told = {
+        event.asset_key.to_user_string(): {name: value.value for name, value in event.materialization.metadata.items()}
+        for event in result.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+    spent = sum(Decimal(row["cost_usd"]) for row in orchestra.pipeline.billed())
+    assert told.keys() == {"cost_daily", "cost_report", "gallery"}
+    assert [metadata["mode"] for metadata in told.values()] == ["simulated"] * 3
+    assert Decimal(str(told["cost_daily"]["cost_usd_exact"])) == spent
+    assert "spring" in str(told["cost_daily"]["costs"])
+    for name in ("cost_report", "gallery"):
+        assert Path(str(told[name]["page"])).stat().st_size > 1000
+    assert told["gallery"]["images"] == 3
+
+
+def test_reports_of_an_empty_workspace_are_empty(orchestra: Orchestra) -> None:
+    """Someone clicks "materialise all" first: that must not fail."""
+    assert orchestra.execute("report_costs").success

@@ -1,0 +1,237 @@
+"""Sensors and schedules on a real instance: what they start, when they hold back, and what they say then."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from nanobanana_pipeline.generation.lifecycle import Tally
+from nanobanana_pipeline.orchestration.definitions import build_defs
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, Ended
+from nanobanana_pipeline.orchestration.schedules import nightly_generation
+from nanobanana_pipeline.orchestration.sensors import (
+    CatalogueCursor,
+    ReportCursor,
+    catalogue_sensor,
+    generation_sensor,
+    report_sensor,
+)
+from nanobanana_pipeline.orchestration.session import Session
+from nanobanana_pipeline.orchestration.shard_choice import End
+from nanobanana_pipeline.orchestration.shard_facts import end_of
+from nanobanana_pipeline.settings import load_settings
+from nanobanana_pipeline_tests.orchestration.conftest import Orchestra, rows
+
+
+def tick(sensor: dg.SensorDefinition, orchestra: Orchestra, cursor: str | None = None) -> dg.SensorResult:
+    """What the daemon would be told."""
+    resources = {"nano_banana": NanoBananaResource.from_settings(load_settings())}
+    needed = {name: resources[name] for name in sensor.required_resource_keys}
+    with dg.build_sensor_context(instance=orchestra.instance, cursor=cursor, resources=needed) as context:
+        answer: Any = sensor(context)
+    if isinstance(answer, dg.SkipReason):
+        return dg.SensorResult(skip_reason=answer)
+    assert isinstance(answer, dg.SensorResult)
+    return answer
+
+
+def said(answer: dg.SensorResult) -> str:
+    """Why nothing was started."""
+    reason = answer.skip_reason
+    assert not answer.run_requests
+    assert reason is not None
+    return str(reason.skip_message)
+
+
+def shards(answer: dg.SensorResult) -> list[str | None]:
+    """What was started."""
+    return [request.partition_key for request in answer.run_requests or ()]
+
+
+# --- catalogue_sensor
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_being_copied_is_left_until_it_comes_to_rest() -> None:
+    """Half a Parquet file would be one rejected row, and the catalogue's items would wait for the next change."""
+    cursor, started = CatalogueCursor().look("half")
+    assert not started
+    cursor, started = cursor.look("whole")
+    assert not started
+    cursor, started = cursor.look("whole")
+    assert started
+    cursor, started = cursor.look("whole")
+    assert not started
+
+
+def test_a_file_put_back_as_it_was_is_a_change_too() -> None:
+    """The ledger has entered what was there in between."""
+    cursor = CatalogueCursor("b", "b")
+    cursor, _ = cursor.look("a")
+    cursor, started = cursor.look("a")
+    assert started
+
+
+def test_new_changed_and_removed_files_start_one_refresh_each(orchestra: Orchestra) -> None:
+    """Nobody should have to click after dropping a file in."""
+
+    def settle(cursor: str | None) -> tuple[int, str | None]:
+        count = 0
+        for _ in range(3):
+            answer = tick(catalogue_sensor, orchestra, cursor)
+            cursor = answer.cursor or cursor
+            count += len(answer.run_requests or ())
+        return count, cursor
+
+    path = orchestra.pipeline.write(rows(1))
+    count, cursor = settle(None)
+    assert count == 1
+    count, cursor = settle(cursor)
+    assert count == 0
+    orchestra.pipeline.write(rows(2))
+    count, cursor = settle(cursor)
+    assert count == 1
+    path.unlink()
+    count, cursor = settle(cursor)
+    assert count == 1
+
+
+def test_a_missing_folder_is_said_and_not_a_failed_tick(orchestra: Orchestra) -> None:
+    """A sensor that fails every fifteen seconds fills a page with red for what one line says."""
+    assert "NANOBANANA_CATALOGUE" in said(tick(catalogue_sensor, orchestra))
+
+
+# --- generation_sensor
+# -------------------------------------------------------------------------------------------------
+
+
+def test_shards_with_work_left_are_started_and_finished_ones_are_not(orchestra: Orchestra) -> None:
+    """The whole point of it; and its partitions need not be there yet, as after `nanobanana run` elsewhere."""
+    orchestra.pipeline.write(rows(1))
+    orchestra.refresh()
+    orchestra.pipeline.write([{"prompt": "an owl", "resolution": "0.5K"}], "other")
+    orchestra.pipeline.refresh()
+    answer = tick(generation_sensor, orchestra)
+    assert shards(answer) == ["cat-000000", "other-000000"]
+    assert [list(request.partition_keys) for request in answer.dynamic_partitions_requests or ()] == [["other-000000"]]
+    orchestra.refresh()
+    orchestra.generate("cat-000000")
+    assert shards(tick(generation_sensor, orchestra)) == ["other-000000"]
+    orchestra.generate("other-000000")
+    assert said(tick(generation_sensor, orchestra)) == "no shard has work left"
+
+
+def test_a_queued_run_is_not_started_again(orchestra: Orchestra) -> None:
+    """Ticks come every thirty seconds, and a queue may be hours long."""
+    orchestra.pipeline.write(rows(1))
+    orchestra.refresh()
+    tags = {"dagster/partition": "cat-000000"}
+    orchestra.instance.create_run_for_job(build_defs().resolve_job_def("generate_images"), tags=tags)
+    assert said(tick(generation_sensor, orchestra)) == "1: a run is under way"
+
+
+def test_a_killed_run_is_resumed_and_one_that_a_person_stopped_is_not(orchestra: Orchestra) -> None:
+    """Both leave items in flight; only one of them was meant."""
+    orchestra.pipeline.write(rows(2))
+    orchestra.refresh()
+    orchestra.pipeline.simulator.set_faults([{"fault": "slow_task", "seconds": 300}])
+    session = Session()
+
+    def stop_when_in_flight(_shard: str, tally: Tally) -> None:
+        if tally.submitted:
+            session.stop.throw()
+
+    session.on_progress = stop_when_in_flight
+    orchestra.session = session
+    run_id = orchestra.generate().run_id
+    assert shards(tick(generation_sensor, orchestra)) == ["cat-000000"]
+    orchestra.instance.add_run_tags(run_id, {ENDED_TAG: Ended.BY_A_PERSON.value})
+    assert "a person stopped it" in said(tick(generation_sensor, orchestra))
+    orchestra.pipeline.write(rows(3))
+    orchestra.refresh()
+    assert shards(tick(generation_sensor, orchestra)) == ["cat-000000"]
+
+
+def test_a_wrong_key_is_tried_ever_more_rarely(orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand shards must not make ten thousand failed runs of one mistake."""
+    for name in ("a", "b"):
+        orchestra.pipeline.write([{"prompt": f"a fox of {name}", "resolution": "0.5K"}], name)
+    orchestra.refresh()
+    monkeypatch.setenv("NANOBANANA_API_KEY", "wrong-key")
+    orchestra.generate("a-000000")
+    assert "failed for you to mend" in said(tick(generation_sensor, orchestra))
+
+
+def test_without_room_under_the_cap_nothing_is_started(orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run would only find out again that there is none."""
+    orchestra.pipeline.write(rows(1))
+    orchestra.refresh()
+    monkeypatch.setenv("NANOBANANA_BUDGET_USD", "0.01")
+    assert said(tick(generation_sensor, orchestra)) == "1: the cap has no room"
+
+
+def test_an_unusable_ledger_is_said(orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sensor is the first to meet it at night."""
+    monkeypatch.setenv("NANOBANANA_LEDGER_URL", "mysql://nowhere")
+    assert "NANOBANANA_LEDGER_URL" in said(tick(generation_sensor, orchestra))
+
+
+@pytest.mark.parametrize(
+    ("status", "tags", "end"),
+    [
+        (dg.DagsterRunStatus.SUCCESS, {}, End.SUCCEEDED),
+        (dg.DagsterRunStatus.FAILURE, {}, End.ABANDONED),
+        (dg.DagsterRunStatus.FAILURE, {ENDED_TAG: Ended.BY_AN_ERROR.value}, End.BROKEN),
+        (dg.DagsterRunStatus.CANCELED, {}, End.STOPPED),
+        (dg.DagsterRunStatus.CANCELED, {ENDED_TAG: Ended.BY_A_PERSON.value}, End.STOPPED),
+        (dg.DagsterRunStatus.CANCELED, {ENDED_TAG: Ended.BY_A_SIGNAL.value}, End.ABANDONED),
+    ],
+)
+def test_how_a_run_ended_is_read_from_what_it_left(status: dg.DagsterRunStatus, tags: dict[str, str], end: End) -> None:
+    """A run that was killed could leave no note: that is how it is told."""
+    assert end_of(dg.DagsterRun("generate_images", status=status, tags=tags)) is end
+
+
+# --- report_sensor
+# -----------------------------------------------------------------------------------------------------
+
+
+def test_reports_come_at_once_when_all_is_quiet_and_now_and_then_while_it_is_not() -> None:
+    """A hundred shards that end in a minute are one report, and a run of a day has reports all the time."""
+    cursor = ReportCursor(reported_until=100.0, started_at=100.0)
+    assert not cursor.due(None, generating=False, now=200.0)
+    assert not cursor.due(100.0, generating=False, now=200.0)
+    assert cursor.due(150.0, generating=False, now=200.0)
+    assert not cursor.due(150.0, generating=True, now=200.0)
+    assert cursor.due(150.0, generating=True, now=401.0)
+
+
+def test_a_report_follows_generation_once(orchestra: Orchestra) -> None:
+    """However the shard was started: by click, sensor or command."""
+    orchestra.pipeline.write(rows(1))
+    orchestra.refresh()
+    assert said(tick(report_sensor, orchestra)) == "nothing was generated since the last report"
+    orchestra.generate()
+    answer = tick(report_sensor, orchestra)
+    assert len(answer.run_requests or ()) == 1
+    assert said(tick(report_sensor, orchestra, answer.cursor)) == "nothing was generated since the last report"
+
+
+# --- nightly_generation
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_night_starts_what_is_left(orchestra: Orchestra) -> None:
+    """With a new day's budget, deferred items have their turn."""
+    orchestra.pipeline.write(rows(2))
+    orchestra.pipeline.refresh()
+    resources = {"nano_banana": NanoBananaResource.from_settings(load_settings())}
+    with dg.build_schedule_context(
+        instance=orchestra.instance, scheduled_execution_time=datetime.now(UTC), resources=resources
+    ) as context:
+        evaluated: Any = nightly_generation(context)
+        requests = list(evaluated)
+    assert [request.partition_key for request in requests] == ["cat-000000"]
+    assert orchestra.instance.get_dynamic_partitions("shards") == ["cat-000000"]
