@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.model_specs.loader import load_spec
 from nanobanana_pipeline.model_specs.spec import ModelSpec
@@ -31,7 +32,12 @@ class Workspace:
         output = settings.workspace
         spec = load_spec(settings.model, settings.prices)
         if "://" not in output:
-            Path(output).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(output).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"the output folder {output} can't be made ({error.strerror}): set NANOBANANA_OUTPUT to another"
+                ) from None
         ledger = Ledger(settings.ledger)
         stamp = ledger.stamp
         simulated = stamp.mode == "simulated" if stamp else (True if settings.simulated else None)
