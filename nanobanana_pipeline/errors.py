@@ -1,7 +1,7 @@
 """The one exception that is meant for a person's eyes.
 
-Everything a user can cause (a bad path, a wrong key, a torn file) is raised as a `UserError`; the command line prints its
-message as a single line and exits with 1. Anything else that escapes is a defect of ours.
+Everything a user can cause (a bad path, a wrong key, a torn file) is raised as a `UserError`; the command line prints
+its message as a single line and exits with 1. Anything else that escapes is a defect of ours.
 """
 
 

@@ -1,7 +1,7 @@
 """Every knob, once: typed, bounded, described, and read from `NANOBANANA_*`.
 
-Nothing else in the project reads the environment. Defaults that belong to a model (its base URL, its limits) live in the
-model spec, not here.
+Nothing else in the project reads the environment. Defaults that belong to a model (its base URL, its limits) live in
+the model spec, not here.
 """
 
 from decimal import Decimal
@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     task_deadline_s: int = Field(900, ge=1, description="Seconds after which a task that has not ended is overdue.")
     on_unknown: Literal["hold", "resubmit"] = Field("hold", description="What to do with submits of unknown outcome.")
     max_attempts: int = Field(3, ge=1, le=20, description="Attempts of an item after provider failures, at most.")
-    verify: Literal["full", "structure"] = Field("full", description="How closely an image is checked before it counts.")
+    verify: Literal["full", "structure"] = Field(
+        "full", description="How closely an image is checked before it counts."
+    )
     on_unusable: Literal["keep", "regenerate"] = Field("keep", description="What to do after a paid, unusable image.")
     approve_above_usd: Usd | None = Field(None, description="Runs estimated above this wait for a person's approval.")
     image_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)] = Field(

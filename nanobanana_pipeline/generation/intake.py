@@ -3,9 +3,15 @@
 Spends nothing. A catalogue whose files have not changed since it was last entered is not read again.
 """
 
+import hashlib
+import io
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from typing import IO
+
+import orjson
 
 from nanobanana_pipeline.catalogue.reading import CatalogueSource, find_catalogues
 from nanobanana_pipeline.catalogue.validation import FILE_RULES, CataloguePrompt, RejectedPrompt, Rule, validate
@@ -82,7 +88,7 @@ def refresh(workspace: Workspace, names: Sequence[str] | None = None) -> Refresh
         report.removed = workspace.ledger.deactivate_missing([source.name for source in sources])
         for registration in report.removed:
             publish_prompts(workspace, registration.catalogue)
-            _publish_rejected(workspace, registration.catalogue, [])
+            _publish_rejected(workspace, registration.catalogue, io.BytesIO())
     for shard in sorted(report.changed_shards):
         publish_shard(workspace, shard)
     report.shards = [work.shard for work in workspace.ledger.shard_work()]
@@ -91,34 +97,43 @@ def refresh(workspace: Workspace, names: Sequence[str] | None = None) -> Refresh
 
 def _refresh_one(workspace: Workspace, source: CatalogueSource) -> CatalogueReport:
     report = CatalogueReport(source.name)
-    if workspace.ledger.registered_fingerprint(source.name) == source.fingerprint:
+    fingerprint = _fingerprint(source, workspace.spec)
+    if workspace.ledger.registered_fingerprint(source.name) == fingerprint:
         return report
-    rejected: list[RejectedPrompt] = []
+    # In a file: a catalogue of a million bad rows must not need the memory of a million messages.
+    with tempfile.TemporaryFile() as rejected:
 
-    def batches() -> Iterator[Sequence[CataloguePrompt]]:
-        for batch in validate(source, workspace.spec):
-            report.count(batch.prompts, batch.rejected)
-            rejected.extend(batch.rejected)
-            yield batch.prompts
+        def batches() -> Iterator[Sequence[CataloguePrompt]]:
+            for batch in validate(source, workspace.spec):
+                report.count(batch.prompts, batch.rejected)
+                rejected.writelines(orjson.dumps(row) + b"\n" for row in batch.rejected)
+                yield batch.prompts
 
-    report.registration = workspace.ledger.register(
-        source.name,
-        batches(),
-        default_resolution=workspace.spec.default_resolution,
-        shard_size=workspace.settings.shard_size,
-        # Asked at the end: whether all could be read is known only then.
-        fingerprint=lambda: source.fingerprint if report.readable else None,
-    )
-    publish_prompts(workspace, source.name)
-    _publish_rejected(workspace, source.name, rejected)
+        report.registration = workspace.ledger.register(
+            source.name,
+            batches(),
+            default_resolution=workspace.spec.default_resolution,
+            shard_size=workspace.settings.shard_size,
+            # Asked at the end: whether all could be read is known only then.
+            fingerprint=lambda: fingerprint if report.readable else None,
+        )
+        publish_prompts(workspace, source.name)
+        _publish_rejected(workspace, source.name, rejected)
     return report
 
 
-def _publish_rejected(workspace: Workspace, catalogue: str, rejected: Sequence[RejectedPrompt]) -> None:
+def _publish_rejected(workspace: Workspace, catalogue: str, rejected: IO[bytes]) -> None:
     def rows() -> Iterator[Row]:
-        return (asdict(row) for row in rejected)
+        rejected.seek(0)
+        return map(orjson.loads, rejected)
 
     replace_rows(workspace, "rejected_prompts", {"catalogue": catalogue}, rows)
+
+
+def _fingerprint(source: CatalogueSource, spec: ModelSpec) -> str:
+    """Changes with the files, and with the rules that they are held against."""
+    rules = spec.model_dump_json(include={"name", "limits", "options"})
+    return hashlib.sha256(f"{source.fingerprint} {rules}".encode()).hexdigest()[:32]
 
 
 def chosen_sources(settings: Settings, names: Sequence[str] | None) -> list[CatalogueSource]:

@@ -49,11 +49,11 @@ class Gate(Protocol):
 
     account: str
 
-    def grant(self, state: str | None, now_ms: int, in_flight: int, wanted: int) -> tuple[int, float]:
+    def grant(self, state: str | None, now_ms: int, in_flight: int, wanted: int, /) -> tuple[int, float]:
         """How many of `wanted` may go now, and after how many seconds to ask for the rest."""
         ...
 
-    def take(self, state: str | None, now_ms: int, taken: int) -> str | None:
+    def take(self, state: str | None, now_ms: int, taken: int, /) -> str | None:
         """The state after `taken` were sent."""
         ...
 
@@ -328,8 +328,8 @@ _IN_FLIGHT = sa.select(sa.func.count()).where(
     sa.text("state IN (" + ", ".join(f"'{state}'" for state in IN_FLIGHT_STATES) + ")"),
     # The partial index's own condition, so that SQLite may use it.
     sa.text("state IN (" + ", ".join(f"'{state}'" for state in OPEN_STATES) + ")"),
-    # What a worker without a lease left open would otherwise fill the limit for ever: its successor found no room to begin
-    # in, and so never came to the end of its shard, where it would have taken those attempts over.
+    # What a worker without a lease left open would otherwise fill the limit for ever: its successor found no room to
+    # begin in, and so never came to the end of its shard, where it would have taken those attempts over.
     _attempts.c.owner.in_(sa.select(_leases.c.owner).where(_leases.c.expires_at > _bind("b_now"))),
 )
 _DEFER = (

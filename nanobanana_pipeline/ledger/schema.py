@@ -71,7 +71,8 @@ items = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("last_attempt_id", _Text),
     sa.Index("items_work", "shard", "state", "active"),
-    sa.Index("items_by_prompt", "catalogue", "prompt_id"),
+    # Not by prompt_id: PostgreSQL can't index a long text, and any string is a valid one.
+    sa.Index("items_by_position", "catalogue", "position"),
     sa.Index("items_by_request", "request_hash"),
 )
 

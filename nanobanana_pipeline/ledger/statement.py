@@ -52,15 +52,17 @@ def shard_statement(connection: Connection, shard: str) -> tuple[list[ItemStatem
 
 def prompts(connection: Connection, catalogue: str) -> Iterator[Row[Any]]:
     """A catalogue's prompts in order, removed ones included: the row of sample 1, with `samples` wanted now."""
-    other = _items.alias("other")
-    samples = (
-        sa.select(sa.func.count())
-        .where(other.c.catalogue == _items.c.catalogue, other.c.prompt_id == _items.c.prompt_id, other.c.active)
-        .scalar_subquery()
+    wanted = (
+        sa.select(_items.c.prompt_id, sa.func.count().label("samples"))
+        .where(_items.c.catalogue == catalogue, _items.c.active)
+        .group_by(_items.c.prompt_id)
+        .subquery()
     )
+    samples = sa.func.coalesce(wanted.c.samples, 0).label("samples")
     query = (
-        sa.select(_items, samples.label("samples"), _requests.c.body, _requests.c.resolution)
+        sa.select(_items, samples, _requests.c.body, _requests.c.resolution)
         .join(_requests, _requests.c.request_hash == _items.c.request_hash)
+        .outerjoin(wanted, wanted.c.prompt_id == _items.c.prompt_id)
         .where(_items.c.catalogue == catalogue, _items.c.sample == 1)
         .order_by(_items.c.position)
     )

@@ -1,7 +1,7 @@
 """The process that is killed: refreshes the catalogue and works every shard off, again and again, without Dagster.
 
-Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, so that a killer does not spend its
-kills on Python's start-up, and `idle` when there is nothing left to do.
+Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, so that a killer does not spend
+its kills on Python's start-up, and `idle` when there is nothing left to do.
 """
 
 import sys

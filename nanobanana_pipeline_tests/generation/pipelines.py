@@ -37,6 +37,7 @@ class Pipeline:
 
     @property
     def settings(self) -> Settings:
+        """The settings of this pipeline."""
         return load_settings(
             api_key=self.simulator.api_key,
             base_url=self.simulator.base_url,
@@ -55,13 +56,16 @@ class Pipeline:
         return path
 
     def open(self) -> Workspace:
+        """Its output, to be closed by the caller."""
         return Workspace.open(self.settings)
 
     def provider(self, workspace: Workspace) -> HttpProvider:
+        """A client of its simulator, for use inside an event loop."""
         settings = workspace.settings
         return HttpProvider(workspace.spec, settings.api_key, base_url=settings.base_url, timeouts=self.timeouts)
 
     def options(self, **changes: Any) -> RunOptions:
+        """Options of a run of its own, unless `changes` say otherwise."""
         self.runs += 1
         run = f"run-{self.runs}"
         return replace(RunOptions(run, run, run, patience=QUICK), **changes)
@@ -76,6 +80,7 @@ class Pipeline:
             ]
 
     def refresh(self) -> RefreshReport:
+        """Bring the ledger up to date with the catalogue."""
         with self.open() as workspace:
             return refresh(workspace)
 
@@ -89,6 +94,7 @@ class Pipeline:
         return {(row["prompt_id"], row["sample"]): row for row in self.table("results")}
 
     def attempts(self, prompt_id: str) -> list[dict[str, Any]]:
+        """A prompt's rows of `attempts`, in order."""
         rows = [row for row in self.table("attempts") if row["prompt_id"] == prompt_id]
         return sorted(rows, key=lambda row: row["attempt"])
 

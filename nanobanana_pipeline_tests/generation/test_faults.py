@@ -29,6 +29,7 @@ class Case:
 
     @property
     def name(self) -> str:
+        """The case in words; also its prompt."""
         return "-".join([self.fault, *(f"{key}={value}" for key, value in self.params.items())])
 
 
@@ -118,6 +119,7 @@ GROUPS = {"refused": REFUSED, "unknown": UNKNOWN, "tasks": TASKS, "polls": POLLS
 
 
 def run_cases(pipeline: Pipeline, cases: list[Case]) -> None:
+    """One run over all cases, each striking its own prompt."""
     pipeline.simulator.set_faults([{"prompt": it.name, "fault": it.fault, **it.params} for it in cases])
     pipeline.write([{"prompt_id": it.name, "prompt": it.name} for it in cases])
     pipeline.run()

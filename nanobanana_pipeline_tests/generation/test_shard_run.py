@@ -12,6 +12,7 @@ from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, object]]:
+    """So many rows of a catalogue."""
     return [
         {"prompt_id": f"p{n}", "prompt": f"a picture of {n}", "aspect_ratio": "1:1"}
         for n in range(start, start + count)

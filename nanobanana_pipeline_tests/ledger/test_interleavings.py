@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from hypothesis import settings
@@ -11,9 +12,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.budget import Caps
-from nanobanana_pipeline.ledger.entries import Attempt, Cause, Worker
-from nanobanana_pipeline.ledger.ledger import Ledger
+from nanobanana_pipeline.ledger.entries import Attempt, Candidate, Cause, Worker
 from nanobanana_pipeline.ledger.leases import Lease
+from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.states import MOVES, OPEN_STATES, AttemptState, Holding, ItemState, holding
 from nanobanana_pipeline.ledger.work import take_over
 from nanobanana_pipeline_tests.ledger.books import PRICE, admit, enter, prompt
@@ -36,12 +37,13 @@ class TwoWorkers(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.ledger = Ledger(f"sqlite:///{Path(self.folder.name) / 'ledger.sqlite'}")
-        self.texts = dict.fromkeys(IDS, "first")
-        self.pages: dict[str, list[object]] = {"one": [], "two": []}
+        self.texts: dict[str, str] = dict.fromkeys(IDS, "first")
+        self.pages: dict[str, list[Candidate]] = {"one": [], "two": []}
         self.workers = {name: self._new_worker(name) for name in self.pages}
         self._enter()
 
     def teardown(self) -> None:
+        """Close what the example opened."""
         self.ledger.close()
         self.folder.cleanup()
 
@@ -61,7 +63,7 @@ class TwoWorkers(RuleBasedStateMachine):
         candidate = page[which % len(page)]
         worker = Worker(self.workers[name].owner, name, name, name)
         before = self._day()
-        (verdict,) = admit(self.ledger, [candidate], worker=worker, caps=Caps(day=CAP))  # type: ignore[list-item]
+        (verdict,) = admit(self.ledger, [candidate], worker=worker, caps=Caps(day=CAP))
         if isinstance(verdict, Attempt):
             assert sum(before) + PRICE <= CAP
             return verdict
@@ -73,7 +75,7 @@ class TwoWorkers(RuleBasedStateMachine):
         if attempt is None or to is S.SUBMITTING or to is S.ABANDONED or to not in MOVES[attempt.state]:
             return
         then = ItemState.PENDING if to in {S.FAILED, S.REFUSED} else None
-        facts = {"cost_micros": cost} if to is S.COMPLETED else {}
+        facts: dict[str, Any] = {"cost_micros": cost} if to is S.COMPLETED else {}
         with self.ledger.posting() as postings:
             postings.move(attempt, to, then=then, **facts)
 

@@ -19,11 +19,13 @@ SHARD = "cat-000000"
 
 
 def taken(ledger: Ledger, by: str = "successor") -> TakeOver:
+    """What a successor finds."""
     with ledger.posting() as postings:
         return take_over(postings, SHARD, by, grace_s=65)
 
 
 def worker_with_open_attempt(ledger: Ledger, *, seconds: float = 30) -> leases.Lease:
+    """A worker that has a submit in the air."""
     enter(ledger, [prompt("a")])
     lease = ledger.lease(SHARD, "run-1", seconds=seconds)
     lease.acquire()

@@ -1,5 +1,7 @@
 """Attempts and their money: one open attempt an item, durable before it is sent, counted once wherever it ends."""
 
+from typing import Any
+
 import pytest
 
 from nanobanana_pipeline.errors import UserError
@@ -8,17 +10,19 @@ from nanobanana_pipeline.ledger.entries import Attempt, Blocked, Cause, Stale, W
 from nanobanana_pipeline.ledger.ledger import Ledger, Stamp
 from nanobanana_pipeline.ledger.states import MOVES, AttemptState, Holding, ItemState
 from nanobanana_pipeline.ledger.work import Rerun, open_attempts
-from nanobanana_pipeline_tests.ledger.books import PRICE, WORKER, admit, admitted, enter, prompt, waiting
+from nanobanana_pipeline_tests.ledger.books import PRICE, admit, admitted, enter, prompt, waiting
 
 S = AttemptState
 OTHER = Worker(owner="worker-2", run_id="run-2", root_run_id="run-2", run_scope="run-2")
 
 
 def held(ledger: Ledger, scope: str = "catalogue:cat") -> Holding:
+    """What stands on a counter."""
     return ledger.counters().get(scope, Holding())
 
 
-def move(ledger: Ledger, attempt: Attempt, to: AttemptState, then: ItemState | None = None, **facts: object) -> bool:
+def move(ledger: Ledger, attempt: Attempt, to: AttemptState, then: ItemState | None = None, **facts: Any) -> bool:
+    """A move in a transaction of its own."""
     with ledger.posting() as postings:
         return postings.move(attempt, to, then=then, **facts)
 
@@ -72,7 +76,7 @@ def test_money_stands_where_the_state_says(ledger: Ledger, path: list[AttemptSta
     enter(ledger, [prompt("a")])
     attempt = admitted(ledger, waiting(ledger)[0])
     for state in path:
-        facts = {"cost_micros": 67_200} if state is S.COMPLETED else {}
+        facts: dict[str, Any] = {"cost_micros": 67_200} if state is S.COMPLETED else {}
         assert move(ledger, attempt, state, **facts)
     assert held(ledger) == expected
     assert held(ledger, f"day:{attempt.day}") == expected
