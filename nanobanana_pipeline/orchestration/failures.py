@@ -6,6 +6,15 @@ from contextlib import contextmanager
 import dagster as dg
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.orchestration.instance import sign_run
+
+
+@contextmanager
+def at_work(context: dg.AssetExecutionContext) -> Generator[None]:
+    """Do a step's work: the run is signed, so that its death can be told, and its failures are one line."""
+    sign_run(context.instance, context.run.run_id)
+    with one_line_failures():
+        yield
 
 
 @contextmanager

@@ -47,6 +47,9 @@ def _knob(name: str) -> Any:
                 pass
     if isinstance(default, tuple):
         return Field(default_factory=list, description=setting.description)
+    if name in _SECRETS:
+        # Given by value after all, it is shown neither in the user interface nor in a repr.
+        bounds |= {"repr": False, "json_schema_extra": {"dagster__is_secret": True}}
     return Field(default=default, description=setting.description, **bounds)
 
 
@@ -103,8 +106,19 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
         return load_settings(**exact)
 
     def open_workspace(self) -> Workspace:
-        """Open the output: ledger, images and tables. A context manager. Raises `UserError`."""
-        return Workspace.open(self.settings())
+        """Open the output: ledger, images and tables. A context manager. Raises `UserError`.
+
+        A new ledger is stamped with whose work it will hold, and its tables say so from their first row.
+        """
+        settings = self.settings()
+        workspace = Workspace.open(settings)
+        if workspace.ledger.stamp is not None:
+            return workspace
+        with workspace:
+            stamp = _expected_stamp(workspace)
+            if stamp is not None:
+                workspace.ledger.claim(stamp)
+        return Workspace.open(settings)
 
     @contextmanager
     def provider(self, workspace: Workspace) -> Generator[Access]:
@@ -119,19 +133,25 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
         with shared_simulator(Path(SIMULATOR_FOLDER)) as endpoint:
             yield _access(workspace, endpoint.base_url, SecretStr(endpoint.api_key))
 
-    def mode(self, workspace: Workspace) -> str:
-        """`simulated` or `live`; while nothing was ever run, who answers at the base URL says which."""
-        stamp, settings = workspace.ledger.stamp, workspace.settings
-        if stamp is not None:
-            return stamp.mode
-        if settings.simulated:
-            return "simulated"
-        if settings.base_url is None:
-            return "live"
-        try:
-            return asyncio.run(_stamp(partial(HttpProvider, workspace.spec, None, base_url=settings.base_url))).mode
-        except UserError:
-            return "not known: nobody answers at the base URL"
+
+def mode_of(workspace: Workspace) -> str:
+    """`simulated` or `live`, for people."""
+    stamp = workspace.ledger.stamp
+    return "not known yet: nobody answers at the base URL" if stamp is None else stamp.mode
+
+
+def _expected_stamp(workspace: Workspace) -> Stamp | None:
+    """Whose work this will be; None when only the one at the base URL could tell, and doesn't answer."""
+    settings = workspace.settings
+    if settings.simulated:
+        return Stamp("simulated", "the simulator")
+    open_provider = partial(HttpProvider, workspace.spec, None, base_url=settings.base_url)
+    if settings.base_url is None:
+        return Stamp("live", open_provider().origin)
+    try:
+        return asyncio.run(_stamp(open_provider))
+    except UserError:
+        return None
 
 
 def _access(workspace: Workspace, base_url: str | None, api_key: SecretStr | None) -> Access:

@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.ledger import Stamp
-from nanobanana_pipeline.orchestration.resources import NanoBananaResource, _account
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource, _account, mode_of
 from nanobanana_pipeline.settings import Settings, load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 
@@ -54,6 +54,7 @@ def test_secrets_are_given_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(resource.ledger_url, dg.EnvVar)
     assert "a-secret-key" not in repr(resource)
     assert "a-password" not in repr(resource)
+    assert "a-secret-key" not in repr(NanoBananaResource(api_key="a-secret-key"))
 
 
 def test_a_wrong_setting_names_its_variable() -> None:
@@ -62,18 +63,21 @@ def test_a_wrong_setting_names_its_variable() -> None:
         NanoBananaResource(base_url="ftp://example.com").settings()
 
 
-def test_the_ledger_is_stamped_before_the_first_submit(
-    tmp_path: Path, simulator: Callable[..., SimulatorProcess]
-) -> None:
+def test_a_new_ledger_is_stamped_with_who_answers(tmp_path: Path, simulator: Callable[..., SimulatorProcess]) -> None:
     """A simulator behind a base URL is one all the same: its rows must never mix with real ones."""
     running = simulator()
     resource = NanoBananaResource(api_key=running.api_key, base_url=running.base_url, output=str(tmp_path))
     with resource.open_workspace() as workspace:
-        assert resource.mode(workspace) == "simulated"
-        assert workspace.ledger.stamp is None
+        assert workspace.ledger.stamp == Stamp("simulated", running.base_url)
+        assert mode_of(workspace) == "simulated"
         with resource.provider(workspace) as access:
-            assert access.stamp == Stamp("simulated", running.base_url)
-        assert workspace.ledger.stamp == access.stamp
+            assert access.stamp == workspace.ledger.stamp
+
+
+def test_the_providers_own_address_is_live_without_asking(tmp_path: Path) -> None:
+    """With a key and no base URL there is no doubt; and reading a catalogue must work without a network."""
+    with NanoBananaResource(api_key="a-key", output=str(tmp_path)).open_workspace() as workspace:
+        assert mode_of(workspace) == "live"
 
 
 def test_a_ledger_of_real_work_takes_none_of_a_simulators(
@@ -81,11 +85,15 @@ def test_a_ledger_of_real_work_takes_none_of_a_simulators(
 ) -> None:
     """A mistyped base URL must not make simulated images count as done."""
     running = simulator()
+    with NanoBananaResource(api_key="a-key", output=str(tmp_path)).open_workspace():
+        pass
     resource = NanoBananaResource(api_key=running.api_key, base_url=running.base_url, output=str(tmp_path))
-    with resource.open_workspace() as workspace:
-        workspace.ledger.claim(Stamp("live", "https://api.example.com"))
-        with pytest.raises(UserError, match="holds live work"), resource.provider(workspace):
-            pass
+    with (
+        resource.open_workspace() as workspace,
+        pytest.raises(UserError, match="holds live work"),
+        resource.provider(workspace),
+    ):
+        pass
 
 
 def test_limits_are_learnt_for_an_account_and_no_key_can_be_read_from_its_name() -> None:
@@ -103,5 +111,4 @@ def test_a_live_api_without_a_key_is_one_line(tmp_path: Path) -> None:
     with resource.open_workspace() as workspace:
         with pytest.raises(UserError, match="can't reach the API"), resource.provider(workspace):
             pass
-        assert workspace.ledger.stamp is None
-        assert resource.mode(workspace) == "not known: nobody answers at the base URL"
+        assert mode_of(workspace).startswith("not known yet")

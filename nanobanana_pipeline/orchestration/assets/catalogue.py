@@ -13,11 +13,11 @@ from nanobanana_pipeline.catalogue.reading import find_catalogues
 from nanobanana_pipeline.generation.intake import CatalogueReport, RefreshReport, refresh
 from nanobanana_pipeline.ledger.registration import Registration
 from nanobanana_pipeline.orchestration import checks, previews
-from nanobanana_pipeline.orchestration.failures import one_line_failures
+from nanobanana_pipeline.orchestration.failures import at_work, one_line_failures
 from nanobanana_pipeline.orchestration.fingerprint import catalogue_fingerprint
 from nanobanana_pipeline.orchestration.metadata import MODE, Metadata, markdown_table, table_definition, table_state
 from nanobanana_pipeline.orchestration.partitions import add_shards
-from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource, mode_of
 
 GROUP: Final = "catalogue"
 OWNERS: Final = ("team:image-pipeline",)
@@ -98,10 +98,10 @@ def prompts(
     context: dg.AssetExecutionContext, config: RefreshConfig, nano_banana: NanoBananaResource
 ) -> Iterator[dg.MaterializeResult[Any]]:
     """Check the catalogues' rows, enter good ones in the ledger, and make a partition of each new shard."""
-    with one_line_failures(), nano_banana.open_workspace() as workspace:
+    with at_work(context), nano_banana.open_workspace() as workspace:
         report = refresh(workspace, config.catalogues or None)
         new_shards = add_shards(context.instance, report.shards)
-        shared = {MODE: nano_banana.mode(workspace), "catalogues": _listing(report)}
+        shared = {MODE: mode_of(workspace), "catalogues": _listing(report)}
         prompts_metadata = shared | table_state(workspace.tables, "prompts") | _shards_metadata(report, new_shards)
         rejected_metadata = shared | table_state(workspace.tables, "rejected_prompts")
         rejections = checks.rejected_prompts(workspace.tables)

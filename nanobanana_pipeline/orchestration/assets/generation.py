@@ -18,8 +18,7 @@ from nanobanana_pipeline.generation.stopping import RunInterruptedError
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.orchestration import checks
 from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS, PROMPTS
-from nanobanana_pipeline.orchestration.failures import one_line_failures
-from nanobanana_pipeline.orchestration.instance import sign_run
+from nanobanana_pipeline.orchestration.failures import at_work
 from nanobanana_pipeline.orchestration.launchpad import GenerationConfig, config_schema
 from nanobanana_pipeline.orchestration.metadata import (
     MODE,
@@ -31,7 +30,7 @@ from nanobanana_pipeline.orchestration.metadata import (
 )
 from nanobanana_pipeline.orchestration.partitions import BACKFILL_TAG, POOL, SHARDS
 from nanobanana_pipeline.orchestration.progress import Progress, duration
-from nanobanana_pipeline.orchestration.resources import Access, NanoBananaResource
+from nanobanana_pipeline.orchestration.resources import Access, NanoBananaResource, mode_of
 from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAGS, RUN_SCOPE_TAG, Ended
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
@@ -91,6 +90,8 @@ class _Run:
 
     @property
     def shard(self) -> str:
+        if not self.context.has_partition_key:
+            raise UserError("no shard was chosen: materialise `prompts`, then choose shards as partitions of `images`")
         return self.context.partition_key
 
     def options(self, access: Access) -> RunOptions:
@@ -162,15 +163,14 @@ def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
         """Make the images of a shard that are missing, and write its tables. What is done already costs nothing."""
         config = GenerationConfig.of(context.op_execution_context.op_config)
         run = _Run(context, config, session or Session())
-        sign_run(context.instance, context.run.run_id)
         context.instance.add_run_tags(context.run.run_id, GENERATION_TAGS)
-        with one_line_failures(), run.endings(), nano_banana.open_workspace() as workspace:
+        with at_work(context), run.endings(), nano_banana.open_workspace() as workspace:
             try:
                 report = _generate(run, workspace, nano_banana)
             except (RunInterruptedError, UserError) as end:
-                yield from _observations(run, workspace, nano_banana, str(end))
+                yield from _observations(run, workspace, str(end))
                 raise
-            results = _materializations(run, workspace, nano_banana, report)
+            results = _materializations(run, workspace, report)
         yield from results
 
     return generation
@@ -201,19 +201,25 @@ def _left(workspace: Workspace, shard: str) -> int:
     return sum(work.left for work in workspace.ledger.shard_work() if work.shard == shard)
 
 
-def _observations(
-    run: _Run, workspace: Workspace, nano_banana: NanoBananaResource, why: str
-) -> Iterator[dg.AssetObservation]:
+def _observations(run: _Run, workspace: Workspace, why: str) -> list[dg.AssetObservation]:
     """The numbers of a run that is cut short: its tables are written. No materialisation, as the shard is not done."""
-    for report in run.reports:
-        metadata = _numbers(workspace, nano_banana, report) | table_state(workspace.tables, "results")
-        yield dg.AssetObservation("results", why, partition=run.shard, metadata=metadata)
+    try:
+        return [
+            dg.AssetObservation(
+                "results",
+                why,
+                partition=run.shard,
+                metadata=_numbers(workspace, report) | table_state(workspace.tables, "results"),
+            )
+            for report in run.reports
+        ]
+    except Exception:
+        run.context.log.warning("the numbers of this run can't be shown", exc_info=True)
+        return []
 
 
-def _materializations(
-    run: _Run, workspace: Workspace, nano_banana: NanoBananaResource, report: ShardReport
-) -> list[dg.MaterializeResult[Any]]:
-    numbers = _numbers(workspace, nano_banana, report)
+def _materializations(run: _Run, workspace: Workspace, report: ShardReport) -> list[dg.MaterializeResult[Any]]:
+    numbers = _numbers(workspace, report)
     written = checks.ShardTables.read(workspace.tables, run.shard)
     verdicts = checks.check_shard(workspace, run.shard, written)
     sheet = contact_sheet(workspace, run.shard)
@@ -233,7 +239,7 @@ def _materializations(
     ]
 
 
-def _numbers(workspace: Workspace, nano_banana: NanoBananaResource, report: ShardReport) -> Metadata:
+def _numbers(workspace: Workspace, report: ShardReport) -> Metadata:
     """What this run did and paid, and how its shard stands.
 
     Costs and tokens are this run's own: summed over runs they give what was spent, however often a shard is
@@ -241,7 +247,7 @@ def _numbers(workspace: Workspace, nano_banana: NanoBananaResource, report: Shar
     """
     tally, stands = report.tally, summary(workspace, shard=report.shard)
     return {
-        MODE: nano_banana.mode(workspace),
+        MODE: mode_of(workspace),
         "images": stands.images_in_use,
         "new_images": tally.images,
         "submitted": tally.submitted,

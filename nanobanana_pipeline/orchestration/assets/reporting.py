@@ -6,9 +6,9 @@ import dagster as dg
 
 from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS
 from nanobanana_pipeline.orchestration.assets.generation import ATTEMPTS, IMAGES, RESULTS
-from nanobanana_pipeline.orchestration.failures import one_line_failures
+from nanobanana_pipeline.orchestration.failures import at_work
 from nanobanana_pipeline.orchestration.metadata import MODE, money, table_definition, table_state
-from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource, mode_of
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
 from nanobanana_pipeline.reporting.costs import publish_cost_daily
 from nanobanana_pipeline.reporting.pages import write_cost_report, write_gallery
@@ -25,13 +25,13 @@ GROUP: Final = "reporting"
     description="What was spent on each UTC day, by catalogue, campaign, model and resolution, and what it bought. "
     "Made anew from the ledger each time, so late answers and corrections are in it. Free.",
 )
-def cost_daily(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
+def cost_daily(context: dg.AssetExecutionContext, nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     """Write the table anew."""
-    with one_line_failures(), nano_banana.open_workspace() as workspace:
+    with at_work(context), nano_banana.open_workspace() as workspace:
         report = publish_cost_daily(workspace)
         return dg.MaterializeResult(
             metadata={
-                MODE: nano_banana.mode(workspace),
+                MODE: mode_of(workspace),
                 **money("cost", report.totals.cost_micros),
                 **money("at_risk", report.totals.at_risk_micros),
                 "images": report.totals.images,
@@ -51,11 +51,11 @@ def cost_daily(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     description="A page to open in a browser: what was spent, on what, what was wasted and what is at risk. One HTML "
     "file that loads nothing from elsewhere. Free.",
 )
-def cost_report(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
+def cost_report(context: dg.AssetExecutionContext, nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     """Write the page anew."""
-    with one_line_failures(), nano_banana.open_workspace() as workspace:
+    with at_work(context), nano_banana.open_workspace() as workspace:
         page = write_cost_report(workspace)
-        return dg.MaterializeResult(metadata={MODE: nano_banana.mode(workspace), "page": dg.MetadataValue.path(page)})
+        return dg.MaterializeResult(metadata={MODE: mode_of(workspace), "page": dg.MetadataValue.path(page)})
 
 
 @dg.asset(
@@ -66,14 +66,14 @@ def cost_report(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     description="A page to open in a browser: every image with its prompt, and every prompt without an image with "
     "the reason. Free.",
 )
-def gallery(nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
+def gallery(context: dg.AssetExecutionContext, nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     """Write the page anew."""
-    with one_line_failures(), nano_banana.open_workspace() as workspace:
+    with at_work(context), nano_banana.open_workspace() as workspace:
         page = write_gallery(workspace)
         sheet = contact_sheet(workspace)
         return dg.MaterializeResult(
             metadata={
-                MODE: nano_banana.mode(workspace),
+                MODE: mode_of(workspace),
                 "page": dg.MetadataValue.path(page),
                 "images": sheet.images,
                 "contact_sheet": dg.MetadataValue.md(sheet.markdown),
