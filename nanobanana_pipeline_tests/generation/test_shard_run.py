@@ -1,17 +1,21 @@
 """The main job without Dagster: prompts in, images and tables out, and nothing paid twice however often it is run."""
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.client import Timeouts
 from nanobanana_pipeline.generation.shard_run import generate_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
 from nanobanana_pipeline.ledger.work import Rerun
+from nanobanana_pipeline_tests.catalogue.samples import write_mixed_catalogue
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 
 
-def rows(count: int, start: int = 0) -> list[dict[str, object]]:
+def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
     """So many rows of a catalogue."""
     return [
         {"prompt_id": f"p{n}", "prompt": f"a picture of {n}", "aspect_ratio": "1:1"}
@@ -148,4 +152,20 @@ def test_the_cap_defers_the_rest_with_the_reason_and_a_higher_one_picks_it_up(
     pipeline.knobs["budget_usd"] = "10"
     pipeline.run()
     assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
+    pipeline.assert_books_agree()
+
+
+def test_bad_rows_are_told_why_and_the_good_ones_become_images(pipelines: Callable[..., Pipeline]) -> None:
+    """One bad row ends a whole run elsewhere; here 60 ways to be wrong leave 140 images and 60 reasons."""
+    pipeline = pipelines(knobs={"budget_usd": 100})
+    # All sizes there are, drawn while it answers: slow is not lost.
+    pipeline.timeouts = Timeouts()
+    folder = pipeline.folder / "catalogue"
+    folder.mkdir()
+    mixed = write_mixed_catalogue(folder, "mixed")
+    pipeline.run()
+    assert Counter(row["status"] for row in pipeline.results().values()) == {"succeeded": 140}
+    rejected = {row["row_number"]: row["rule"] for row in pipeline.table("rejected_prompts")}
+    assert rejected == {number: cell.rule for number, cell in mixed.bad.items()}
+    assert all(row["message"] for row in pipeline.table("rejected_prompts"))
     pipeline.assert_books_agree()
