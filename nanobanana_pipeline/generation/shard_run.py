@@ -195,7 +195,7 @@ def _refuse_renamed(workspace: Workspace, shard: str) -> None:
 
 
 def _states(workspace: Workspace, shard: str) -> dict[ItemState, int]:
-    return next((work.states for work in workspace.ledger.shard_work() if work.shard == shard), {})
+    return next((work.states for work in workspace.ledger.shard_work(shard=shard)), {})
 
 
 def _explained(stopped: RunStoppedError) -> str:

@@ -131,10 +131,10 @@ class Ledger:
 
     # --- work --------------------------------------------------------------------------------------------------------
 
-    def shard_work(self, catalogues: Sequence[str] | None = None) -> list[work.ShardWork]:
-        """Every shard with its items by state."""
+    def shard_work(self, catalogues: Sequence[str] | None = None, *, shard: str | None = None) -> list[work.ShardWork]:
+        """Every shard (or those of some catalogues, or one) with its items by state."""
         with self.database.read() as connection:
-            return work.shard_work(connection, catalogues)
+            return work.shard_work(connection, catalogues, shard=shard)
 
     def candidates(
         self,

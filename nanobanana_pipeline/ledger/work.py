@@ -71,8 +71,10 @@ class TakeOver:
     now: int
 
 
-def shard_work(connection: Connection, catalogues: Sequence[str] | None = None) -> list[ShardWork]:
-    """Every shard with its items by state, in order of catalogue and number."""
+def shard_work(
+    connection: Connection, catalogues: Sequence[str] | None = None, *, shard: str | None = None
+) -> list[ShardWork]:
+    """Every shard (or those of some catalogues, or one) with its items by state, in order of catalogue and number."""
     open_states = [ItemState.OPEN.value, ItemState.UNKNOWN.value, ItemState.OVERDUE.value]
     counts: dict[str, dict[ItemState, int]] = {}
     query = (
@@ -80,11 +82,14 @@ def shard_work(connection: Connection, catalogues: Sequence[str] | None = None) 
         .where(sa.or_(_items.c.active, _items.c.state.in_(open_states)))
         .group_by(_items.c.shard, _items.c.state)
     )
-    for row in connection.execute(query):
-        counts.setdefault(row.shard, {})[ItemState(row.state)] = row.n
     listing = sa.select(_shards).order_by(_shards.c.catalogue, _shards.c.number)
+    if shard is not None:
+        query = query.where(_items.c.shard == shard)
+        listing = listing.where(_shards.c.shard == shard)
     if catalogues is not None:
         listing = listing.where(_shards.c.catalogue.in_(catalogues))
+    for row in connection.execute(query):
+        counts.setdefault(row.shard, {})[ItemState(row.state)] = row.n
     return [
         ShardWork(row.shard, row.catalogue, row.number, row.prompts, counts.get(row.shard, {}))
         for row in connection.execute(listing)
