@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Self
 
 import dagster as dg
@@ -23,7 +24,7 @@ from nanobanana_pipeline.orchestration.partitions import SHARDS, SHARDS_NAME
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.run_tags import GENERATION_TAGS, STARTED_BY_TAG
 from nanobanana_pipeline.orchestration.shard_choice import brake_s, choose
-from nanobanana_pipeline.orchestration.shard_facts import UNFINISHED, gather
+from nanobanana_pipeline.orchestration.shard_facts import UNFINISHED, gather, latest_runs, past_runs
 
 CATALOGUE_EVERY_S: Final = 15
 GENERATION_EVERY_S: Final = 30
@@ -113,12 +114,12 @@ def start_shards(
     with nano_banana.open_workspace() as workspace:
         work = workspace.ledger.shard_work()
         facts = gather(instance, workspace, work, now=time.time())
-    braking_s = brake_s(facts.past, facts.now)
+    braking_s = brake_s(latest_runs(instance), facts.now)
     if braking_s:
         return dg.SkipReason(
             f"the latest runs all failed for you to mend: see the last one; next try in {braking_s:.0f} s"
         )
-    choice = choose(work, facts, most=max(0, most - len(facts.active)))
+    choice = choose(work, facts, partial(past_runs, instance), most=max(0, most - len(facts.active)))
     if not choice.start:
         return dg.SkipReason(str(choice))
     known = set(instance.get_dynamic_partitions(SHARDS_NAME))

@@ -5,7 +5,7 @@ lines. The rules keep an unattended pipeline from two things: leaving work lie, 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -14,9 +14,7 @@ from nanobanana_pipeline.ledger.budget import Caps
 from nanobanana_pipeline.ledger.states import Holding, ItemState
 from nanobanana_pipeline.ledger.work import ShardWork
 
-REMEMBERED_S: Final = 2 * 3600.0
-"""How far back runs matter: longer than the longest pause."""
-
+_LOOKED_UP_AT_ONCE: Final = 50
 _LONGEST_PAUSE_S: Final = 3600.0
 _AFTER_PENDING_S: Final = 60.0
 _AFTER_WAITING_S: Final = 600.0
@@ -55,17 +53,21 @@ class PastRun:
     ended_at: float
 
 
+PastOf = Callable[[Sequence[str]], Sequence[PastRun]]
+"""Looks up the latest runs of some shards, in any order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known besides the work itself. `past` is newest first; `stopped_at` and `now` in seconds."""
+    """What is known besides the work itself and past runs. Times in seconds since the epoch."""
 
     now: float
     active: frozenset[str] = frozenset()
+    """Shards with a run that is queued or under way."""
     at_work: frozenset[str] = frozenset()
-    past: Sequence[PastRun] = ()
-    stopped_at: Mapping[str, float] = field(default_factory=dict)
-    """Shards whose latest run a person stopped."""
+    """Shards that some process holds a lease on."""
     registered_at: Mapping[str, float] = field(default_factory=dict)
+    """When each catalogue was last entered."""
     full_catalogues: frozenset[str] = frozenset()
     """Catalogues for whose items no cap has room."""
     resubmits_unknown: bool = False
@@ -83,19 +85,33 @@ class Choice:
         return reasons or "no shard has work left"
 
 
-def choose(shards: Sequence[ShardWork], facts: Facts, *, most: int) -> Choice:
-    """The shards to start now, at most so many: first those with work under way, which may be paid for already."""
+def choose(shards: Sequence[ShardWork], facts: Facts, past_of: PastOf, *, most: int) -> Choice:
+    """The shards to start now, at most so many: first those with work under way, which may be paid for already.
+
+    Past runs are looked up for a few shards at a time, and no further than needed.
+    """
     choice = Choice()
-    past: dict[str, list[PastRun]] = {}
-    for run in facts.past:
-        past.setdefault(run.shard, []).append(run)
-    wanting = [work for work in shards if has_work(work, facts)]
-    for work in sorted(wanting, key=lambda work: not _under_way(work)):
-        reason = _reason_to_wait(work, facts, past.get(work.shard, ()))
-        if reason is None and len(choice.start) < most:
-            choice.start.append(work.shard)
+    ready: list[ShardWork] = []
+    for work in sorted((work for work in shards if has_work(work, facts)), key=lambda work: not _under_way(work)):
+        reason = _reason_now(work, facts)
+        if reason is None:
+            ready.append(work)
         else:
-            choice.waiting[reason or Waiting.IN_TURN] += 1
+            choice.waiting[reason] += 1
+    for first in range(0, len(ready), _LOOKED_UP_AT_ONCE):
+        if len(choice.start) >= most:
+            choice.waiting[Waiting.IN_TURN] += len(ready) - first
+            break
+        page = ready[first : first + _LOOKED_UP_AT_ONCE]
+        past: dict[str, list[PastRun]] = {}
+        for run in sorted(past_of([work.shard for work in page]), key=lambda run: -run.ended_at):
+            past.setdefault(run.shard, []).append(run)
+        for work in page:
+            reason = _reason_in_past(work, facts, past.get(work.shard, ()))
+            if reason is None and len(choice.start) < most:
+                choice.start.append(work.shard)
+            else:
+                choice.waiting[reason or Waiting.IN_TURN] += 1
     return choice
 
 
@@ -105,14 +121,15 @@ def has_work(work: ShardWork, facts: Facts) -> bool:
 
 
 def brake_s(past: Sequence[PastRun], now: float) -> float:
-    """Seconds to start nothing at all, after the latest runs, newest first, all failed for a person to mend.
+    """Seconds to start nothing at all, after the latest runs of all shards failed for a person to mend.
 
     A wrong key or an empty account fails every shard alike: without this, thousands of runs would tell it.
     """
-    broken = _leading(past, (End.BROKEN,))
+    newest_first = sorted(past, key=lambda run: -run.ended_at)
+    broken = _leading(newest_first, (End.BROKEN,))
     if not broken:
         return 0.0
-    return max(0.0, past[0].ended_at + min(_BRAKE_S * 2 ** (broken - 1), _LONGEST_PAUSE_S) - now)
+    return max(0.0, newest_first[0].ended_at + min(_BRAKE_S * 2 ** (broken - 1), _LONGEST_PAUSE_S) - now)
 
 
 def full_catalogues(
@@ -128,19 +145,24 @@ def _fits(scope: str, cap: int | None, counters: Mapping[str, Holding], needed: 
     return cap is None or sum(counters.get(scope, Holding())) + needed <= cap
 
 
-def _reason_to_wait(work: ShardWork, facts: Facts, past: Sequence[PastRun]) -> Waiting | None:
+def _reason_now(work: ShardWork, facts: Facts) -> Waiting | None:
     if work.shard in facts.active:
         return Waiting.RUNNING
     if work.shard in facts.at_work:
         return Waiting.AT_WORK
-    stopped_at = facts.stopped_at.get(work.shard)
-    if stopped_at is not None and facts.registered_at.get(work.catalogue, 0.0) <= stopped_at:
-        return Waiting.STOPPED
-    if past and facts.now < past[0].ended_at + _pause_s(work, past):
-        return Waiting.PAUSING
     if work.catalogue in facts.full_catalogues and not _under_way(work):
         return Waiting.NO_ROOM
     return None
+
+
+def _reason_in_past(work: ShardWork, facts: Facts, past: Sequence[PastRun]) -> Waiting | None:
+    if not past:
+        return None
+    latest = past[0]
+    if latest.end is End.STOPPED:
+        changed = facts.registered_at.get(work.catalogue, 0.0) > latest.ended_at
+        return None if changed else Waiting.STOPPED
+    return Waiting.PAUSING if facts.now < latest.ended_at + _pause_s(work, past) else None
 
 
 def _pause_s(work: ShardWork, past: Sequence[PastRun]) -> float:

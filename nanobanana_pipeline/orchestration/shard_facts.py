@@ -14,8 +14,8 @@ from nanobanana_pipeline.ledger.shard_facts import registered_at, shards_at_work
 from nanobanana_pipeline.ledger.work import ShardWork
 from nanobanana_pipeline.model_specs.pricing import reservation
 from nanobanana_pipeline.orchestration.partitions import PARTITION_TAG
-from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, Ended
-from nanobanana_pipeline.orchestration.shard_choice import REMEMBERED_S, End, Facts, PastRun, full_catalogues
+from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAGS, Ended
+from nanobanana_pipeline.orchestration.shard_choice import End, Facts, PastRun, full_catalogues
 
 UNFINISHED: Final = [
     DagsterRunStatus.QUEUED,
@@ -25,18 +25,14 @@ UNFINISHED: Final = [
     DagsterRunStatus.CANCELING,
 ]
 _ENDED: Final = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
-_MOST_RECORDS: Final = 2000
-_MOST_STOPPED: Final = 200
+_RUNS_A_LOOK: Final = 1000
+"""Runs read for fifty shards; older ones hardly matter."""
+_BRAKING_RUNS: Final = 20
 
 
 def gather(instance: dg.DagsterInstance, workspace: Workspace, work: Sequence[ShardWork], *, now: float) -> Facts:
-    """Everything that `choose` wants to know about these shards; `now` in seconds since the epoch."""
-    shards = {entry.shard for entry in work}
+    """What `choose` wants to know about all of these shards; `now` in seconds since the epoch."""
     unfinished = instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED))
-    recent = instance.get_run_records(
-        dg.RunsFilter(statuses=_ENDED, updated_after=datetime.fromtimestamp(now - REMEMBERED_S, UTC)),
-        limit=_MOST_RECORDS,
-    )
     ledger, settings = workspace.ledger, workspace.settings
     with ledger.database.read() as connection:
         database_now = ledger.database.now(connection)
@@ -48,9 +44,8 @@ def gather(instance: dg.DagsterInstance, workspace: Workspace, work: Sequence[Sh
     needed = min(reservation(spec, 1, 0, resolution, day) for resolution in spec.resolutions)
     return Facts(
         now=now,
-        active=frozenset(_shard_of(record) for record in unfinished) & shards,
+        active=frozenset(map(_shard_of, unfinished)) & {entry.shard for entry in work},
         at_work=frozenset(at_work),
-        past=past_runs(recent, shards),
         registered_at={name: at / 1000 for name, at in entered.items()},
         full_catalogues=full_catalogues(
             sorted({entry.catalogue for entry in work}),
@@ -59,19 +54,24 @@ def gather(instance: dg.DagsterInstance, workspace: Workspace, work: Sequence[Sh
             day=day.isoformat(),
             needed=needed,
         ),
-        stopped_at=_stopped(instance, shards),
         resubmits_unknown=settings.on_unknown == "resubmit",
     )
 
 
-def past_runs(records: Iterable[dg.RunRecord], shards: set[str]) -> list[PastRun]:
-    """The runs of these shards that are over, newest end first."""
-    runs = [
-        PastRun(_shard_of(record), end_of(record.dagster_run), _ended_at(record))
-        for record in records
-        if _shard_of(record) in shards
-    ]
-    return sorted(runs, key=lambda run: -run.ended_at)
+def past_runs(instance: dg.DagsterInstance, shards: Sequence[str]) -> list[PastRun]:
+    """The latest runs of these shards that are over."""
+    tags = {PARTITION_TAG: list(shards)}
+    return _past(instance.get_run_records(dg.RunsFilter(statuses=_ENDED, tags=tags), limit=_RUNS_A_LOOK))
+
+
+def latest_runs(instance: dg.DagsterInstance) -> list[PastRun]:
+    """The latest runs of generation that are over, whatever their shard."""
+    filters = dg.RunsFilter(statuses=_ENDED, tags=GENERATION_TAGS)
+    return _past(instance.get_run_records(filters, limit=_BRAKING_RUNS, order_by="update_timestamp"))
+
+
+def _past(records: Iterable[dg.RunRecord]) -> list[PastRun]:
+    return [PastRun(_shard_of(record), end_of(record.dagster_run), _ended_at(record)) for record in records]
 
 
 def end_of(run: dg.DagsterRun) -> End:
@@ -83,19 +83,6 @@ def end_of(run: dg.DagsterRun) -> End:
         # Taken out of the queue, it had no chance to leave a note: that too was a person.
         return End.ABANDONED if noted == Ended.BY_A_SIGNAL else End.STOPPED
     return End.BROKEN if noted == Ended.BY_AN_ERROR else End.ABANDONED
-
-
-def _stopped(instance: dg.DagsterInstance, shards: set[str]) -> dict[str, float]:
-    """Shards whose latest run a person stopped, however long ago, and when."""
-    canceled = instance.get_run_records(dg.RunsFilter(statuses=[DagsterRunStatus.CANCELED]), limit=_MOST_RECORDS)
-    stopped: dict[str, float] = {}
-    for shard in list(dict.fromkeys(map(_shard_of, canceled)))[:_MOST_STOPPED]:
-        if shard not in shards:
-            continue
-        latest = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: shard}), limit=1)
-        if latest and latest[0].dagster_run.is_finished and end_of(latest[0].dagster_run) is End.STOPPED:
-            stopped[shard] = _ended_at(latest[0])
-    return stopped
 
 
 def _shard_of(record: dg.RunRecord) -> str:
