@@ -89,8 +89,8 @@ def refresh(workspace: Workspace, names: Sequence[str] | None = None) -> Refresh
         for registration in report.removed:
             publish_prompts(workspace, registration.catalogue)
             _publish_rejected(workspace, registration.catalogue, io.BytesIO())
-    for shard in sorted(report.changed_shards):
-        publish_shard(workspace, shard)
+            for shard in sorted(registration.shards):
+                publish_shard(workspace, shard)
     report.shards = [work.shard for work in workspace.ledger.shard_work()]
     return report
 
@@ -114,11 +114,15 @@ def _refresh_one(workspace: Workspace, source: CatalogueSource) -> CatalogueRepo
             batches(),
             default_resolution=workspace.spec.default_resolution,
             shard_size=workspace.settings.shard_size,
-            # Asked at the end: whether all could be read is known only then.
-            fingerprint=lambda: fingerprint if report.readable else None,
+            complete=lambda: report.readable,
         )
         publish_prompts(workspace, source.name)
         _publish_rejected(workspace, source.name, rejected)
+    for shard in sorted(report.registration.shards):
+        publish_shard(workspace, shard)
+    if report.readable:
+        # Last of all: killed before, it is done again, tables included.
+        workspace.ledger.seal(source.name, fingerprint)
     return report
 
 

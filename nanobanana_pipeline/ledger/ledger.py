@@ -113,7 +113,7 @@ class Ledger:
         *,
         default_resolution: str,
         shard_size: int,
-        fingerprint: Callable[[], str | None],
+        complete: Callable[[], bool],
     ) -> registration.Registration:
         """Enter a catalogue; see `registration.register`."""
         return registration.register(
@@ -122,8 +122,12 @@ class Ledger:
             batches,
             default_resolution=default_resolution,
             shard_size=shard_size,
-            fingerprint=fingerprint,
+            complete=complete,
         )
+
+    def seal(self, catalogue: str, fingerprint: str) -> None:
+        """Note what a catalogue looked like when all of it was entered and its tables were written."""
+        registration.seal(self.database, catalogue, fingerprint)
 
     def deactivate_missing(self, present: Sequence[str]) -> list[registration.Registration]:
         """Mark the items of every catalogue that is not `present` any more as inactive."""

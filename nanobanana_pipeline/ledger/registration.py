@@ -65,12 +65,12 @@ def register(
     *,
     default_resolution: str,
     shard_size: int,
-    fingerprint: Callable[[], str | None],
+    complete: Callable[[], bool],
 ) -> Registration:
     """Enter a catalogue's prompts, batch by batch, and mark as inactive what it no longer has.
 
-    `fingerprint` is asked after the last batch. None means that not all of the catalogue could be read: then nothing is
-    taken for removed, and the next run reads it again.
+    `complete` is asked after the last batch. False means that not all of the catalogue could be read: then nothing is
+    taken for removed. The catalogue counts as registered once it is sealed, when its tables are written as well.
     """
     report = Registration(catalogue)
     with _one_at_a_time(database, catalogue), database.engine.connect() as connection:
@@ -79,17 +79,15 @@ def register(
             writing.exec_driver_sql("DROP TABLE IF EXISTS seen_items")
             writing.exec_driver_sql("CREATE TEMPORARY TABLE seen_items (item_id TEXT PRIMARY KEY)")
             insert = database.upsert(_catalogues).values(catalogue=catalogue, next_position=0)
-            # Null until the end: a registration that is cut off is done again.
+            # Null until it is sealed: a registration that is cut off is done again.
             writing.execute(insert.on_conflict_do_update(index_elements=["catalogue"], set_={"fingerprint": None}))
         for batch in batches:
             if batch:
                 with writing.begin():
                     _register_batch(database, writing, batch, report, default_resolution, shard_size)
-        read_in_full = fingerprint()
         with writing.begin():
-            if read_in_full is not None:
+            if complete():
                 _deactivate_unseen(writing, report)
-            _finish(database, writing, report, read_in_full)
             writing.exec_driver_sql("DROP TABLE seen_items")
     return report
 
@@ -296,12 +294,14 @@ def _deactivate_unseen(connection: Connection, report: Registration) -> None:
     report.removed = connection.execute(_items.update().where(unseen).values(active=False)).rowcount
 
 
-def _finish(database: Database, connection: Connection, report: Registration, fingerprint: str | None) -> None:
-    connection.execute(
-        _catalogues.update()
-        .where(_catalogues.c.catalogue == report.catalogue)
-        .values(fingerprint=fingerprint, registered_at=database.now(connection))
-    )
+def seal(database: Database, catalogue: str, fingerprint: str) -> None:
+    """Note what a catalogue looked like when all of it was entered and its tables were written."""
+    with database.write() as connection:
+        connection.execute(
+            _catalogues.update()
+            .where(_catalogues.c.catalogue == catalogue)
+            .values(fingerprint=fingerprint, registered_at=database.now(connection))
+        )
 
 
 @contextmanager

@@ -49,13 +49,17 @@ def enter(
     ledger: Ledger, prompts: Sequence[CataloguePrompt], *, shard_size: int = 1000, fingerprint: str | None = "f"
 ) -> Registration:
     """Register prompts as the whole of their catalogue."""
-    return ledger.register(
-        prompts[0].catalogue if prompts else "cat",
+    catalogue = prompts[0].catalogue if prompts else "cat"
+    report = ledger.register(
+        catalogue,
         [prompts],
         default_resolution=SPEC.default_resolution,
         shard_size=shard_size,
-        fingerprint=lambda: fingerprint,
+        complete=lambda: fingerprint is not None,
     )
+    if fingerprint is not None:
+        ledger.seal(catalogue, fingerprint)
+    return report
 
 
 def waiting(ledger: Ledger, shard: str = "cat-000000") -> list[Candidate]:
