@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nanobanana_pipeline.cli.console import counted, dollars, note, say, say_json, warn
+from nanobanana_pipeline.cli.console import counted, dollars, note, say, say_json, usd_text, warn
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.generation.unknowns import Decision
@@ -19,8 +19,8 @@ _MISSING_SHOWN = 10
 def unknown() -> None:
     """Requests that were sent without an answer, and tasks that never ended.
 
-    They may have been billed, and may not: so they are never sent again by themselves, and their money counts as at risk
-    until a late answer, or you, settle them. Look in the provider's console first, if it has one.
+    They may have been billed, and may not: so they are never sent again by themselves, and their money counts as at
+    risk until a late answer, or you, settle them. Look in the provider's console first, if it has one.
     """
 
 
@@ -29,20 +29,10 @@ def unknown() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def list_(catalogue: str | None, as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
     """List requests of unknown outcome, oldest first."""
-    from nanobanana_pipeline.cli.looking import has_ledger
-    from nanobanana_pipeline.generation.unknowns import held_attempts
-    from nanobanana_pipeline.ledger.budget import usd
-    from nanobanana_pipeline.ledger.ledger import Ledger
-    from nanobanana_pipeline.settings import load_settings
-
-    settings = load_settings()
-    held: list[Attempt] = []
-    if has_ledger(settings):
-        with Ledger(settings.ledger) as ledger:
-            held = held_attempts(ledger, catalogue=catalogue)
+    held = _held(catalogue)
     at_risk = sum(attempt.holding.at_risk for attempt in held)
     if as_json:
-        say_json({"unknown": [_as_json(attempt) for attempt in held], "at_risk_usd": usd(at_risk)})
+        say_json({"unknown": [_as_json(attempt) for attempt in held], "at_risk_usd": usd_text(at_risk)})
         return
     for attempt in held:
         sent = datetime.fromtimestamp(attempt.created_at / 1000, UTC)
@@ -118,6 +108,20 @@ def repair(everything: bool) -> None:  # noqa: FBT001 - click gives flags by nam
             say(f"  {path}")
 
 
+def _held(catalogue: str | None) -> "list[Attempt]":
+    from nanobanana_pipeline.cli.looking import has_ledger
+    from nanobanana_pipeline.settings import load_settings
+
+    settings = load_settings()
+    if not has_ledger(settings):
+        return []
+    from nanobanana_pipeline.generation.unknowns import held_attempts
+    from nanobanana_pipeline.ledger.ledger import Ledger
+
+    with Ledger(settings.ledger) as ledger:
+        return held_attempts(ledger, catalogue=catalogue)
+
+
 def _decide(decision: "Decision", ids: tuple[str, ...], *, everything: bool, catalogue: str | None) -> None:
     from nanobanana_pipeline.errors import UserError
     from nanobanana_pipeline.generation.unknowns import decide, held_attempts
@@ -136,8 +140,6 @@ def _decide(decision: "Decision", ids: tuple[str, ...], *, everything: bool, cat
 
 
 def _as_json(attempt: "Attempt") -> dict[str, Any]:
-    from nanobanana_pipeline.ledger.budget import usd
-
     return {
         "attempt_id": attempt.attempt_id,
         "item_id": attempt.item_id,
@@ -148,7 +150,7 @@ def _as_json(attempt: "Attempt") -> dict[str, Any]:
         "state": attempt.state,
         "task_id": attempt.task_id,
         "sent_at": datetime.fromtimestamp(attempt.created_at / 1000, UTC).isoformat(),
-        "at_risk_usd": usd(attempt.holding.at_risk),
+        "at_risk_usd": usd_text(attempt.holding.at_risk),
     }
 
 

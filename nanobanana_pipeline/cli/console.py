@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import click
@@ -17,17 +18,19 @@ def say(text: str = "") -> None:
 
 def note(text: str) -> None:
     """A line about what is going on, for people; never part of the result."""
-    click.echo(text, err=True)
+    # A terminal that was closed takes no more, and what is going on must not end because nobody can be told.
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def warn(text: str) -> None:
     """One line that a person should not miss."""
-    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {text}", err=True)
+    note(f"{click.style('warning:', fg='yellow', bold=True)} {text}")
 
 
 def complain(text: str) -> None:
     """The one line that says why a command could not do its work."""
-    click.echo(f"{click.style('nanobanana:', fg='red', bold=True)} {' '.join(text.split())}", err=True)
+    note(f"{click.style('nanobanana:', fg='red', bold=True)} {' '.join(text.split())}")
 
 
 def say_json(value: Mapping[str, Any]) -> None:
@@ -39,6 +42,13 @@ def dollars(micros: int) -> str:
     """Micro-dollars as people read them: cents, and more digits only for small sums."""
     digits = 2 if abs(micros) >= _DOLLAR or micros == 0 else 4
     return f"${micros / _DOLLAR:,.{digits}f}"
+
+
+def usd_text(micros: int) -> str:
+    """Micro-dollars for scripts: dollars with six places, exactly."""
+    from nanobanana_pipeline.ledger import budget
+
+    return budget.usd(micros)
 
 
 def counted(count: int, thing: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from nanobanana_pipeline.cli.console import counted, dollars, say, say_json
+from nanobanana_pipeline.cli.console import counted, dollars, say, say_json, usd_text
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.generation.standing import Standing
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
     """Items by state, money against the caps, and who is at work now."""
-    from nanobanana_pipeline.generation.standing import standing
-    from nanobanana_pipeline.ledger.ledger import Ledger
     from nanobanana_pipeline.settings import load_settings
 
     settings = load_settings()
@@ -28,6 +26,9 @@ def status(as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
         else:
             say(f"nothing was done in {settings.workspace} yet: nanobanana {'demo' if settings.simulated else 'run'}")
         return
+    from nanobanana_pipeline.generation.standing import standing
+    from nanobanana_pipeline.ledger.ledger import Ledger
+
     with Ledger(settings.ledger) as ledger:
         now = standing(ledger, settings)
     if as_json:
@@ -104,14 +105,12 @@ def _say_standing(now: "Standing", settings: "Settings") -> None:
 
 
 def _as_json(now: "Standing", settings: "Settings") -> dict[str, Any]:
-    from nanobanana_pipeline.ledger.budget import usd
-
     return {
         "mode": now.stamp.mode if now.stamp else None,
         "origin": now.stamp.origin if now.stamp else None,
         "output": settings.workspace,
         "items": now.items,
-        "at_risk_usd": usd(now.at_risk_micros),
+        "at_risk_usd": usd_text(now.at_risk_micros),
         "catalogues": [
             {
                 "catalogue": catalogue.name,
@@ -125,10 +124,10 @@ def _as_json(now: "Standing", settings: "Settings") -> dict[str, Any]:
         "caps": [
             {
                 "scope": cap.scope,
-                "cap_usd": None if cap.cap is None else usd(cap.cap),
-                "spent_usd": usd(cap.held.spent),
-                "reserved_usd": usd(cap.held.reserved),
-                "at_risk_usd": usd(cap.held.at_risk),
+                "cap_usd": None if cap.cap is None else usd_text(cap.cap),
+                "spent_usd": usd_text(cap.held.spent),
+                "reserved_usd": usd_text(cap.held.reserved),
+                "at_risk_usd": usd_text(cap.held.at_risk),
             }
             for cap in now.caps
         ],

@@ -4,18 +4,23 @@ Exit codes: 0 done as asked; 1 could not run, one line on standard error; 3 fini
 130 and 143 stopped by SIGINT and SIGTERM. A traceback never reaches the terminal.
 """
 
+import errno
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from types import FrameType
+from typing import TextIO
 
 import click
+from click.exceptions import Exit, NoArgsIsHelpError
 
 from nanobanana_pipeline.cli import care, catalogues, looking, money, service, work
 from nanobanana_pipeline.cli.console import complain
 from nanobanana_pipeline.errors import UserError
+
+_THEIR_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 STOPPED = 128
 """Added to a signal's number: the exit code of a command that it ended."""
@@ -31,8 +36,26 @@ class TerminatedError(BaseException):
         self.number = number
 
 
+def _say_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's way
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            click.echo(f"nanobanana {version('nanobanana-pipeline')}")
+        except PackageNotFoundError:
+            click.echo("nanobanana, not installed: run from its source")
+        context.exit()
+
+
 @click.group(context_settings=_CONTEXT)
-@click.version_option(package_name="nanobanana-pipeline", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_say_version,
+    help="Show the version and exit.",
+)
 def nanobanana() -> None:
     """Turn a catalogue of prompts into images and tables, safely and within a budget.
 
@@ -66,45 +89,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever started us with `nohup` wants SIGHUP to stay ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminate)
+    code = _run(arguments)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None and not _flushed(stream):
+            code = code or STOPPED + signal.SIGPIPE
+    return code
+
+
+def _flushed(stream: TextIO) -> bool:
+    """Whether somebody still reads it, and not `nanobanana query … | head`, or a terminal that was closed."""
     try:
-        return _run(arguments)
-    except BrokenPipeError:
-        # The reader has seen enough (`nanobanana query … | head`). Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return STOPPED + signal.SIGPIPE
+        stream.flush()
+    except OSError:
+        # Python flushes again at its end, complains, and changes the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
-def _run(arguments: Sequence[str] | None) -> int:  # noqa: PLR0911 - an ending each
+def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = nanobanana.main(args=arguments, prog_name="nanobanana", standalone_mode=False)
-        sys.stdout.flush()
-    except click.exceptions.Exit as ending:
-        return ending.exit_code
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "nanobanana"
-        complain(f"{error.format_message().rstrip('.')}; see {where} --help")
-        return 1
-    except click.ClickException as error:
-        complain(error.format_message())
-        return 1
-    except UserError as error:
-        complain(str(error))
-        return 1
-    except (click.Abort, KeyboardInterrupt):
-        return STOPPED + signal.SIGINT
-    except TerminatedError as ending:
-        return STOPPED + ending.number
-    except BrokenPipeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the last net: what falls in here is our defect, kept for us to read
-        from nanobanana_pipeline.cli.defects import keep
-
-        complain(
-            f"this is a defect of nanobanana_pipeline ({type(error).__name__}); nothing that was paid for is lost, and "
-            f"the next run goes on from there. Please report it with {keep(error)}"
-        )
-        return 1
+        # Not click's own `main`, which has exit codes and messages of its own.
+        with nanobanana.make_context("nanobanana", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            code = nanobanana.invoke(context)
+    except BaseException as error:  # noqa: BLE001 - the last net: what falls in here and is nobody's is our defect
+        return _ended_by(error)
     return code if isinstance(code, int) else 0
+
+
+def _ended_by(error: BaseException) -> int:
+    """The exit code of a command that ended so; for most, after the one line that says why."""
+    match error:
+        case Exit():
+            return error.exit_code
+        case click.Abort() | KeyboardInterrupt():
+            return STOPPED + signal.SIGINT
+        case TerminatedError():
+            return STOPPED + error.number
+        case BrokenPipeError():
+            return STOPPED + signal.SIGPIPE
+        case NoArgsIsHelpError():
+            click.echo(error.format_message())
+            return 0
+        case click.UsageError():
+            where = error.ctx.command_path if error.ctx else "nanobanana"
+            complain(f"{error.format_message().rstrip('.')}; see {where} --help")
+        case UserError():
+            complain(str(error))
+        case OSError() if error.errno in _THEIR_DISK:
+            complain(f"{error.strerror}: {error.filename or 'the disk'}; make room or give access, and run it again")
+        case _:
+            from nanobanana_pipeline.cli.defects import keep
+
+            complain(
+                f"this is a defect of nanobanana_pipeline ({type(error).__name__}); nothing that was paid for is lost, "
+                f"and the next run goes on from there. Please report it with {keep(error)}"
+            )
+    return 1
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -27,6 +28,7 @@ class ProgressDisplay:
         self._items = 0
         self._pace = Pace()
         self._line_due = 0.0
+        self._shown = 0
 
     def __enter__(self) -> Self:
         return self
@@ -59,9 +61,12 @@ class ProgressDisplay:
         done = finished(tally)
         self._pace.at(time.monotonic(), done)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, facts=facts(tally), pace=self._pace.shown(self._items - done))
-        elif not on_terminal() and done and time.monotonic() >= self._line_due:
-            self._line_due = time.monotonic() + _LINE_EVERY_S
+            # As in `note`: nothing ends because the terminal is gone.
+            with suppress(OSError):
+                pace = self._pace.shown(self._items - done)
+                self._bar.update(self._task, completed=done, facts=facts(tally), pace=pace)
+        elif not on_terminal() and done > self._shown and time.monotonic() >= self._line_due:
+            self._line_due, self._shown = time.monotonic() + _LINE_EVERY_S, done
             note(f"{done:,}/{self._items:,} items · {self._pace.shown(self._items - done)} · {facts(tally)}")
 
     def stopping(self) -> None:
@@ -86,9 +91,10 @@ class ProgressDisplay:
         self._bar.start()
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with suppress(OSError):
+                bar.stop()
 
 
 class Pace:

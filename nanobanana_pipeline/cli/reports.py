@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nanobanana_pipeline.cli.console import clock, dollars, say
+from nanobanana_pipeline.cli.console import clock, dollars, say, usd_text
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.orchestration.headless import Outcome
@@ -51,8 +51,6 @@ def say_outcome(outcome: "Outcome") -> None:
 
 def as_json(outcome: "Outcome", exit_code: int) -> dict[str, Any]:
     """The outcome for scripts; money as strings of dollars with six places."""
-    from nanobanana_pipeline.ledger.budget import usd
-
     tally, standing = outcome.tally, outcome.standing
     return {
         "mode": outcome.stamp.mode,
@@ -69,8 +67,8 @@ def as_json(outcome: "Outcome", exit_code: int) -> dict[str, Any]:
         "prompt_tokens": tally.prompt_tokens,
         "completion_tokens": tally.completion_tokens,
         "total_tokens": tally.prompt_tokens + tally.completion_tokens,
-        "cost_usd": usd(tally.cost_micros),
-        "at_risk_usd": usd(standing.at_risk_micros if standing else 0),
+        "cost_usd": usd_text(tally.cost_micros),
+        "at_risk_usd": usd_text(standing.at_risk_micros if standing else 0),
         "total": standing.as_dict() if standing else None,
         "shards": outcome.shards,
         "run_ids": outcome.run_ids,

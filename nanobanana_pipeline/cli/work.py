@@ -1,5 +1,6 @@
 """`run` and `demo`: the whole pipeline, headless, through Dagster."""
 
+import signal
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ def run(
     if as_json:
         say_json(reports.as_json(outcome, exit_code(outcome)))
     else:
-        reports.say_outcome(outcome)
+        _say(outcome)
     return exit_code(outcome)
 
 
@@ -87,10 +88,16 @@ def demo() -> int:
     settings = environment.demo_settings()
     note("a simulated provider stands in for the real one: the pictures are drawn here, and no money is spent")
     outcome = _work(settings, Order(catalogue=environment.demo_catalogue(settings)))
-    reports.say_outcome(outcome)
+    _say(outcome)
     if outcome.signal_number is None:
         say(reports.WHAT_NEXT)
     return exit_code(outcome)
+
+
+def _say(outcome: "Outcome") -> None:
+    # After a hang-up the terminal is gone.
+    if outcome.signal_number != signal.SIGHUP:
+        reports.say_outcome(outcome)
 
 
 def exit_code(outcome: "Outcome") -> int:

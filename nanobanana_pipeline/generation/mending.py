@@ -1,7 +1,7 @@
 """Setting right what a crash or a power cut has left: torn tables, rows that were never written, half-written images.
 
-Everything is made again from the ledger and the catalogue, at no cost. What is torn, and how it is told, is `storage`'s;
-which shards' rows are behind is `staleness`'s.
+Everything is made again from the ledger and the catalogue, at no cost. What is torn, and how it is told, is
+`storage`'s; which shards' rows are behind is `staleness`'s.
 """
 
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """Outcomes that nobody knows: requests sent without an answer, and tasks that never ended; and what a person decides.
 
-The money of such an attempt stays at risk whatever is decided: a person's word ends the waiting, not the possibility that
-it was billed. Nothing is sent from here.
+The money of such an attempt stays at risk whatever is decided: a person's word ends the waiting, not the possibility
+that it was billed. Nothing is sent from here.
 """
 
 from collections.abc import Sequence
@@ -54,11 +54,9 @@ def decide(workspace: Workspace, attempts: Sequence[Attempt], decision: Decision
 
     An attempt that was settled meanwhile, by a late answer, is left as it is.
     """
-    closed: list[Attempt] = []
     with workspace.ledger.posting() as postings:
-        for attempt in attempts:
-            if postings.move(attempt, AttemptState.ABANDONED, then=_THEN[decision]):
-                closed.append(attempt)
+        then = _THEN[decision]
+        closed = [attempt for attempt in attempts if postings.move(attempt, AttemptState.ABANDONED, then=then)]
     for shard in sorted({attempt.shard for attempt in closed}):
         publish_shard(workspace, shard)
     return Decided(len(closed), sum(attempt.holding.at_risk for attempt in closed))

@@ -28,6 +28,14 @@ _START_LIMIT_S: Final = 120.0
 _RUNS_LIMIT_S: Final = 40.0
 """A run takes in the answers that are on their way, then writes its tables."""
 _END_LIMIT_S: Final = 10.0
+# The names are those of the project's own workspace.yaml, which is not installed: Dagster keeps what a person has
+# turned on, and which runs belong together, by the location's name.
+_WORKSPACE: Final = """\
+load_from:
+  - python_module:
+      module_name: nanobanana_pipeline.definitions
+      location_name: nanobanana_pipeline
+"""
 _DAEMON: Final = "dagster._daemon"
 _UNDER_WAY: Final = [
     dg.DagsterRunStatus.STARTING,
@@ -57,10 +65,12 @@ class DagsterDev:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             # A shell that starts us in the background has SIGINT ignored; children would inherit that, and never end.
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        workspace = self._home / "nanobanana-workspace.yaml"
+        workspace.write_text(_WORKSPACE)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [
-                    *(sys.executable, "-m", "dagster", "dev", "--module-name", "nanobanana_pipeline.definitions"),
+                    *(sys.executable, "-m", "dagster", "dev", "--workspace", str(workspace)),
                     *("--host", self._host, "--port", str(self._port)),
                 ],
                 stdin=subprocess.DEVNULL,

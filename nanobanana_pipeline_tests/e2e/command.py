@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,11 @@ import pyarrow.parquet as pq
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 
 ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "nanobanana_pipeline.cli")
+# A session's first process takes its terminal, as a shell does; only then is it told when that is closed.
+ON_ITS_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
 LIMIT_S = 110
 
 
@@ -53,8 +60,12 @@ class Place:
     @classmethod
     def with_provider(cls, folder: Path, simulator: SimulatorProcess, **settings: str) -> "Place":
         """A place whose commands work with `simulator`, as with a real provider: by key and base URL."""
-        known = {"API_KEY": simulator.api_key, "BASE_URL": simulator.base_url, "SHARD_SIZE": "10", **settings}
+        known = {"API_KEY": simulator.api_key, "BASE_URL": simulator.base_url, "SHARD_SIZE": "15", **settings}
         return cls(folder, {f"NANOBANANA_{name}": value for name, value in known.items()})
+
+    def furnish(self, home: Path) -> None:
+        """Give the output a copy of a prepared DAGSTER_HOME: making one takes a second or two each time."""
+        shutil.copytree(home, self.output / ".dagster")
 
     @property
     def output(self) -> Path:
@@ -74,17 +85,34 @@ class Place:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start a command; its output is piped."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
         return subprocess.Popen(
-            [sys.executable, "-m", "nanobanana_pipeline.cli", *arguments],
+            [*COMMAND, *arguments],
             cwd=self.folder,
-            env={**kept, "PYTHONPATH": str(ROOT), **self.environment, **environment},
+            env=self._environment(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def start_on_a_terminal(self, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+        """Start a command with a terminal of its own; returns the side that a terminal's window holds."""
+        ours, its = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-c", ON_ITS_TERMINAL, *COMMAND, *arguments],
+            cwd=self.folder,
+            env={**self._environment({}), "TERM": "xterm"},
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            start_new_session=True,
+        )
+        os.close(its)
+        return process, ours
+
+    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        return {**kept, "PYTHONPATH": str(ROOT), **self.environment, **more}
 
     def run(self, *arguments: str, **environment: str) -> Ended:
         """Run a command to its end. No traceback may ever be seen."""
