@@ -1,0 +1,39 @@
+"""What a crash leaves behind is found and made good from the ledger, at no cost."""
+
+import shutil
+from pathlib import Path
+
+from nanobanana_pipeline.generation.mending import mend_files, mend_tables
+from nanobanana_pipeline.generation.staleness import stale_shards
+from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+
+
+def test_a_shard_that_was_entered_and_never_written_is_found(pipeline: Pipeline) -> None:
+    """A run killed between its last entry and its tables has nothing left to do: no later run would write them."""
+    pipeline.write([{"prompt_id": f"p{n}", "prompt": f"a picture of {n}"} for n in range(3)])
+    pipeline.run()
+    with pipeline.open() as workspace:
+        assert stale_shards(workspace) == []
+        whole = pipeline.results()
+        for name in ("results", "attempts"):
+            workspace.tables.replace(
+                name, workspace.tables.read(name).slice(0, 1), None, expected_version=workspace.tables.version(name)
+            )
+        mended = mend_tables(workspace)
+        assert len(mended.shards) == 1
+        assert pipeline.results() == whole
+        assert mend_tables(workspace).shards == []
+
+
+def test_a_missing_table_is_made_again_and_missing_images_are_named(pipeline: Pipeline) -> None:
+    """Tables are derived, so losing one costs nothing; an image is paid for, so a person must hear of it."""
+    pipeline.write([{"prompt_id": "p", "prompt": "a picture"}])
+    pipeline.run()
+    with pipeline.open() as workspace:
+        (image,) = pipeline.table("images")
+        shutil.rmtree(Path(workspace.tables.uri("images")))
+        mended = mend_tables(workspace)
+        assert pipeline.table("images") == [image]
+        Path(workspace.output, image["path"]).unlink()
+        mend_files(workspace, mended)
+        assert mended.missing_images == [image["path"]]
