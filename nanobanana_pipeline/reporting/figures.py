@@ -267,17 +267,26 @@ def is_current() -> sa.ColumnElement[bool]:
 
 def _outcome() -> sa.ColumnElement[str]:
     state = _attempts.c.state
-    bad = [AttemptState.UNKNOWN.value, AttemptState.OVERDUE.value, AttemptState.ABANDONED.value]
-    return sa.case(
-        (sa.and_(is_current(), _items.c.active), sa.literal_column(f"'{Outcome.IN_USE}'")),
-        (is_current(), sa.literal_column(f"'{Outcome.REMOVED}'")),
-        (state == AttemptState.STORED.value, sa.literal_column(f"'{Outcome.SUPERSEDED}'")),
-        (state == AttemptState.UNUSABLE.value, sa.literal_column(f"'{Outcome.UNUSABLE}'")),
-        (state == AttemptState.COMPLETED.value, sa.literal_column(f"'{Outcome.DELIVERING}'")),
-        (state.in_(bad), sa.literal_column(f"'{Outcome.AT_RISK}'")),
-        (state.in_([state.value for state in IN_FLIGHT_STATES]), sa.literal_column(f"'{Outcome.IN_FLIGHT}'")),
-        else_=sa.literal_column(f"'{Outcome.FAILED}'"),
+    lost = [AttemptState.UNKNOWN.value, AttemptState.OVERDUE.value, AttemptState.ABANDONED.value]
+    # Nested, so that the one question that needs a look at other rows is asked once, and of stored attempts alone.
+    stored = sa.case(
+        (~is_current(), _word(Outcome.SUPERSEDED)),
+        (_items.c.active, _word(Outcome.IN_USE)),
+        else_=_word(Outcome.REMOVED),
     )
+    return sa.case(
+        (state == AttemptState.STORED.value, stored),
+        (state == AttemptState.UNUSABLE.value, _word(Outcome.UNUSABLE)),
+        (state == AttemptState.COMPLETED.value, _word(Outcome.DELIVERING)),
+        (state.in_(lost), _word(Outcome.AT_RISK)),
+        (state.in_([in_flight.value for in_flight in IN_FLIGHT_STATES]), _word(Outcome.IN_FLIGHT)),
+        else_=_word(Outcome.FAILED),
+    )
+
+
+def _word(outcome: Outcome) -> sa.ColumnElement[str]:
+    # A literal: PostgreSQL would take bound parameters for different ones in SELECT and GROUP BY.
+    return sa.literal_column(f"'{outcome}'")
 
 
 def _with_items(query: sa.Select[Any]) -> sa.Select[Any]:

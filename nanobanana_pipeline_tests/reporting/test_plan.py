@@ -1,0 +1,200 @@
+"""The plan: what a run would do, told without doing any of it; and a person's approval of what it may cost."""
+
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.intake import refresh
+from nanobanana_pipeline.reporting.approval import approve, approved, require_approval, save, saved_plans
+from nanobanana_pipeline.reporting.costs import summary
+from nanobanana_pipeline.reporting.plan import plan
+from nanobanana_pipeline_tests.reporting.conftest import World, rows
+
+
+def test_everything_is_told_before_it_happens(world: Callable[..., World], ledger_url: str) -> None:
+    """New, edited, removed, paid, duplicate, retried, held, failed, refused: each decides about somebody's money."""
+    faults = (
+        {"contains": "number 6", "fault": "refused_400_moderation"},
+        {"contains": "number 7", "fault": "answer_lost"},
+    )
+    made = world(faults=faults, ledger_url=ledger_url)
+    first = rows(9)
+    made.catalogue("one", first)
+    made.run()
+    edited = [row | ({"prompt": "another thing"} if i == 0 else {}) for i, row in enumerate(first)][:-1]
+    new = [{"prompt_id": f"q{i}", "prompt": f"a new thing {i}"} for i in range(3)]
+    bad = [{"prompt_id": "bad", "prompt": "x", "aspect_ratio": "7:7"}]
+    copy = [{"prompt_id": "copy", "prompt": "a picture of thing number 3"}]
+    made.catalogue("one", [*edited, *new, *bad])
+    made.catalogue("two", copy)
+
+    before = summary(made.workspace)
+    planned = plan(made.workspace)
+
+    assert planned.counts == {
+        "new": 4,
+        "edited": 1,
+        "retried": 0,
+        "paid": 5,
+        "in_flight": 0,
+        "held": 1,
+        "failed": 1,
+        "removed": 1,
+        "refused": 1,
+        "duplicates": 1,
+    }
+    assert planned.to_make == 5
+    assert summary(made.workspace) == before
+    spent = before.cost_micros
+    made.run()
+    after = summary(made.workspace)
+    assert after.attempts - before.attempts == 5
+    assert after.cost_micros - spent <= planned.reserve_micros
+
+
+def test_a_plan_is_the_same_before_and_after_registration(world: Callable[..., World]) -> None:
+    """Materialising `prompts` in between must not make an approved plan another one."""
+    made = world()
+    made.catalogue("one", rows(4, samples=[1, 2]))
+    made.run()
+    changed = rows(6, samples=[1, 2])
+    changed[0]["prompt"] = "changed"
+    made.catalogue("one", changed)
+
+    planned = plan(made.workspace)
+    refresh(made.workspace)
+    again = plan(made.workspace)
+
+    assert planned.hash == again.hash
+    assert planned.counts == again.counts
+    assert planned.counts["edited"] == 1
+    assert planned.counts["new"] == 3
+
+
+def test_an_item_edited_back_costs_nothing(world: Callable[..., World]) -> None:
+    """Its old image is still there, so a plan that counts it would frighten for nothing."""
+    made = world()
+    made.catalogue("one", rows(2))
+    made.run()
+    made.catalogue("one", [rows(2)[0] | {"prompt": "changed"}, rows(2)[1]])
+    made.run()
+    made.catalogue("one", rows(2))
+
+    planned = plan(made.workspace)
+
+    assert (planned.to_make, planned.counts["paid"]) == (0, 2)
+    assert planned.cost == (0, 0, 0)
+
+
+def test_a_limit_plans_so_many_items_and_names_other_work(world: Callable[..., World]) -> None:
+    """`run --limit 2` and its plan must mean the same."""
+    made = world()
+    made.catalogue("one", rows(5))
+    made.catalogue("two", rows(5, prompt="same"))
+
+    whole, two, one = (plan(made.workspace, limit=limit) for limit in (None, 2, 1))
+
+    assert (whole.to_make, two.to_make, one.to_make) == (10, 2, 1)
+    assert len({whole.hash, two.hash, one.hash}) == 3
+    assert two.cost.p90 < whole.cost.p10
+    assert plan(made.workspace, ["two"]).to_make == 5
+    with pytest.raises(UserError, match="there is no catalogue three"):
+        plan(made.workspace, ["three"])
+
+
+def test_a_first_forecast_holds_the_list_price(world: Callable[..., World]) -> None:
+    """Before anything was made the spec is all there is; the interval must be honest about that."""
+    made = world()
+    made.catalogue("one", rows(100, resolution=["1K", "4K"]))
+
+    planned = plan(made.workspace)
+
+    list_price = 50 * 67_200 + 50 * 151_200
+    assert planned.cost.p10 < list_price < planned.cost.p90
+    assert planned.cost.p50 < planned.reserve_micros
+    assert planned.by_resolution == {"1K": 50, "4K": 50}
+    assert planned.forecast.experiences == 0
+    assert "model spec" in planned.based_on
+    assert planned.duration_s.p10 > 5
+
+
+def test_a_forecast_learns_from_the_ledger(world: Callable[..., World]) -> None:
+    """A price that is not the list's (a reseller's, say) must be in the plan as soon as it was seen."""
+    made = world(faults=[{"fault": "usage_cost", "cost": "0.01"}])
+    made.catalogue("one", rows(60))
+    made.run()
+    made.catalogue("two", rows(100, prompt=[f"other {i}" for i in range(100)]))
+
+    planned = plan(made.workspace, ["two"])
+    made.run()
+
+    assert planned.forecast.experiences == 60
+    assert planned.cost.p10 == pytest.approx(1_000_000, rel=0.01)
+    assert planned.cost.p90 == pytest.approx(summary(made.workspace, catalogue="two").cost_micros, rel=0.01)
+    assert planned.duration_s.p90 < 10
+
+
+def test_a_plan_says_when_the_cap_has_no_room(world: Callable[..., World]) -> None:
+    """A run that will stop half-way is better known beforehand."""
+    made = world(budget_usd=Decimal(1))
+    made.catalogue("one", rows(100))
+
+    planned = plan(made.workspace)
+
+    assert not planned.fits
+    assert planned.room_micros == 1_000_000
+    assert "room for $1.00" in planned.markdown
+    assert planned.as_dict()["counts"]["new"] == 100
+    assert "Simulated" in planned.markdown
+
+
+def test_a_costly_run_waits_for_a_person(world: Callable[..., World]) -> None:
+    """The cap is the last line; a person who is asked first never gets there."""
+    made = world(approve_above_usd=Decimal("0.5"))
+    made.catalogue("one", rows(4))
+    require_approval(made.workspace, plan(made.workspace))
+    made.catalogue("one", rows(30))
+    costly = plan(made.workspace)
+
+    with pytest.raises(UserError, match=f"nanobanana approve {costly.hash}"):
+        require_approval(made.workspace, costly)
+
+    assert not approved(made.workspace, costly)
+    approve(made.workspace, costly.hash[:6])
+    assert approved(made.workspace, costly)
+    require_approval(made.workspace, plan(made.workspace))
+
+
+def test_an_approval_covers_what_is_left_and_not_more(world: Callable[..., World]) -> None:
+    """After a stop the rest has another hash: asking again is tiresome, and letting more through is worse."""
+    made = world(approve_above_usd=Decimal("0.5"))
+    made.catalogue("one", rows(60))
+    approve(made.workspace, save(made.workspace, plan(made.workspace)).hash)
+
+    made.run(limit=30)
+
+    rest = plan(made.workspace)
+    assert rest.to_make == 30
+    assert approved(made.workspace, rest)
+    made.catalogue("one", rows(200))
+    assert not approved(made.workspace, plan(made.workspace))
+    made.catalogue("other", rows(30, prompt="else"))
+    assert not approved(made.workspace, plan(made.workspace, ["other"]))
+
+
+def test_an_unknown_plan_can_not_be_approved(world: Callable[..., World]) -> None:
+    """A slip in the hash must not approve something else."""
+    made = world()
+    made.catalogue("one", rows(3))
+    kept = save(made.workspace, plan(made.workspace))
+
+    with pytest.raises(UserError, match=f"there is no plan 'zzz'; the latest are: {kept.hash}"):
+        approve(made.workspace, "zzz")
+    with pytest.raises(UserError):
+        approve(made.workspace, "")
+
+    assert [one.hash for one in saved_plans(made.workspace)] == [kept.hash]
+    assert Path(made.workspace.output, "plans", f"{kept.hash}.json").exists()
