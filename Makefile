@@ -7,7 +7,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Made again when what is to be installed changes.
+# Made again when what is to be installed changes: what the demo and the UI need, and all that tests and checks need too.
+RUNNABLE := $(VENV)/.runnable
 INSTALLED := $(VENV)/.installed
 
 KILLS ?= 1000
@@ -23,18 +24,26 @@ help: ## Print these targets
 
 setup: $(INSTALLED) ## Make .venv and install the project into it (the other targets do it by themselves)
 
-$(INSTALLED): pyproject.toml constraints.txt
+# Without byte code: what is used is compiled at its first import, and most of what is installed never is.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
+
+$(RUNNABLE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13: name one, e.g. make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
 	@echo "making $(VENV)…"
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "$(PYTHON) can't make a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
-	@echo "installing dependencies (a few minutes)…"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,postgres]'
+	@echo "installing dependencies (a minute or two)…"
+	@$(PIP) -e .
 	@touch $@
 	@echo "installed."
 
-demo: $(INSTALLED) ## Run the whole pipeline on the sample catalogue against the simulator: no key, no cost
+$(INSTALLED): $(RUNNABLE)
+	@echo "installing what tests and checks need…"
+	@$(PIP) -e '.[dev,postgres]'
+	@touch $@
+
+demo: $(RUNNABLE) ## Run the whole pipeline on the sample catalogue against the simulator: no key, no cost
 	@$(BIN)/nanobanana demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests, in parallel (ARGS="-k budget" for some of them)
@@ -46,7 +55,7 @@ check: $(INSTALLED) ## Formatting, lint, types and the import order: each must b
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports --no-logo
 
-ui: $(INSTALLED) ## Open Dagster's user interface and daemon (PORT=3000)
+ui: $(RUNNABLE) ## Open Dagster's user interface and daemon (PORT=3000)
 	@$(BIN)/nanobanana dev --port $(PORT) $(ARGS)
 
 bench: $(INSTALLED) ## Measure: time, CPU, memory and bytes for each item
