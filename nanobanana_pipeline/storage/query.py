@@ -200,14 +200,15 @@ def _json_value(value: Any) -> Any:
 
 
 def _as_csv(reader: pa.RecordBatchReader, limit: int | None) -> str:
-    lines = [",".join(map(_csv_value, reader.schema.names))]
+    lines = [",".join(map(csv_value, reader.schema.names))]
     for batch in _batches(reader, limit):
         columns = [column.to_pylist() for column in batch.columns]
-        lines += (",".join(map(_csv_value, row)) for row in zip(*columns, strict=True))
+        lines += (",".join(map(csv_value, row)) for row in zip(*columns, strict=True))
     return "\n".join([*lines, ""])
 
 
-def _csv_value(value: Any) -> str:
+def csv_value(value: Any) -> str:
+    """A value as a field of a CSV file that no spreadsheet takes for a formula."""
     text = _harmless(value) if isinstance(value, str) else _plain(value)
     # By hand, as Python's writer leaves a lone carriage return bare; and an empty text is not the same as null.
     bare = not _CSV_SPECIAL.search(text) and (text or value is None)
