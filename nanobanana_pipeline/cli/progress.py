@@ -11,7 +11,7 @@ from nanobanana_pipeline.cli.console import clock, counted, dollars, note, on_te
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from nanobanana_pipeline.generation.lifecycle import Tally
+    from nanobanana_pipeline.generation.tally import Tally
 
 _LINE_EVERY_S: Final = 10.0
 _WINDOW_S: Final = 60.0

@@ -15,10 +15,12 @@ from typing import Any, Final
 from nanobanana_pipeline.generation.admissions import Admissions, StoppedError
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.delivery import Delivery, VerifyMode
-from nanobanana_pipeline.generation.lifecycle import Lifecycle, Policy, SettledElsewhereError, Tally
+from nanobanana_pipeline.generation.lifecycle import Lifecycle, SettledElsewhereError
 from nanobanana_pipeline.generation.limits import ProviderGate
 from nanobanana_pipeline.generation.patience import Patience
+from nanobanana_pipeline.generation.policy import Policy
 from nanobanana_pipeline.generation.polling import PollSchedule
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.ledger.budget import Caps
 from nanobanana_pipeline.ledger.entries import Attempt, Candidate, Worker
 from nanobanana_pipeline.ledger.leases import Lease

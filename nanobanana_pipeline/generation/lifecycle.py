@@ -7,9 +7,9 @@ from it is decided here and nowhere else.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import orjson
 
@@ -21,7 +21,9 @@ from nanobanana_pipeline.generation.delivery import Delivery
 from nanobanana_pipeline.generation.errors import RETRY_SUBMIT, STOPS_RUN, kind_of_task_error
 from nanobanana_pipeline.generation.limits import ProviderGate, backoff_s
 from nanobanana_pipeline.generation.patience import Patience
+from nanobanana_pipeline.generation.policy import Policy
 from nanobanana_pipeline.generation.polling import PollSchedule
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Candidate, Cause, Stale
 from nanobanana_pipeline.ledger.leases import Lease, LeaseLostError
 from nanobanana_pipeline.ledger.ledger import Ledger
@@ -45,43 +47,6 @@ class RunStoppedError(Exception):
 
 class SettledElsewhereError(Exception):
     """Another worker, or a person, has settled the attempt meanwhile: nothing is left to do for it here."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a run has done so far; money in micro-dollars."""
-
-    submitted: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    unknown: int = 0
-    overdue: int = 0
-    deferred: int = 0
-    images: int = 0
-    polls: int = 0
-    refused_submits: int = 0
-    cost_micros: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    in_flight: int = 0
-    failures_by_kind: dict[str, int] = field(default_factory=dict)
-
-    def failed_with(self, kind: ErrorKind) -> None:
-        """Count an item that ended without an image."""
-        self.failed += 1
-        self.failures_by_kind[kind] = self.failures_by_kind.get(kind, 0) + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What to do about outcomes that a person may decide differently."""
-
-    max_attempts: int
-    task_deadline_s: float
-    on_unknown: Literal["hold", "resubmit"]
-    on_unusable: Literal["keep", "regenerate"]
-    resubmit_unknown: bool
-    root_run_id: str
 
 
 class Lifecycle:

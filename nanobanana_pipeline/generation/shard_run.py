@@ -14,11 +14,13 @@ import uvloop
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.engine import Engine, EngineOptions
-from nanobanana_pipeline.generation.lifecycle import Policy, RunStoppedError, Tally
+from nanobanana_pipeline.generation.lifecycle import RunStoppedError
 from nanobanana_pipeline.generation.limits import ProviderGate
 from nanobanana_pipeline.generation.patience import Patience
+from nanobanana_pipeline.generation.policy import Policy
 from nanobanana_pipeline.generation.publishing import publish_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import statement
 from nanobanana_pipeline.ledger.budget import Caps

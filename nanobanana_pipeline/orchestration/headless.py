@@ -23,9 +23,9 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.generation.lifecycle import Tally
 from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.shard_run import ShardReport
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
 from nanobanana_pipeline.ledger.states import ItemState

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from nanobanana_pipeline.generation.lifecycle import Tally
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.reporting.costs import shown
 
 _FIRST_GAP_S: Final = 5.0

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.generation.lifecycle import Tally
 from nanobanana_pipeline.generation.shard_run import ShardReport
 from nanobanana_pipeline.generation.stopping import StopSwitch
+from nanobanana_pipeline.generation.tally import Tally
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from nanobanana_pipeline.generation.lifecycle import Tally
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.jobs import generation_config
 from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, RUN_SCOPE_TAG, Ended
@@ -145,7 +145,9 @@ def test_a_wrong_key_stops_at_once_and_is_nowhere_to_be_found(
     result = orchestra.generate()
     assert not result.success
     assert "NANOBANANA_API_KEY" in failure_of(result)
-    assert "Traceback" not in failure_of(result)
+    error = next(event.step_failure_data.error for event in result.all_events if event.is_step_failure)
+    assert error is not None
+    assert "UserError" not in error.to_string()
     assert orchestra.pipeline.billed() == []
     assert {row["status"] for row in orchestra.pipeline.table("results")} == {"pending"}
     assert orchestra.run_of(result).tags[ENDED_TAG] == Ended.BY_AN_ERROR
@@ -165,6 +167,20 @@ def test_a_provider_out_of_reach_is_one_line_before_anything_is_spent(
     assert not result.success
     assert "can't reach the API at http://127.0.0.1:9" in failure_of(result)
     assert orchestra.pipeline.table("attempts") == []
+
+
+def test_a_run_for_no_shard_or_for_several_is_one_line(orchestra: Orchestra) -> None:
+    """Dagster starts such runs when asked to; costs of several shards in one run would be counted for each."""
+    orchestra.pipeline.write(rows(1), "a")
+    orchestra.pipeline.write([{"prompt": "an owl"}], "b")
+    orchestra.refresh()
+    assert "for 0 shards" in failure_of(orchestra.execute("generate_images"))
+    orchestra.tags = {
+        "dagster/asset_partition_range_start": "a-000000",
+        "dagster/asset_partition_range_end": "b-000000",
+    }
+    assert "for 2 shards" in failure_of(orchestra.execute("generate_images"))
+    assert orchestra.pipeline.accepted() == []
 
 
 def test_a_stop_ends_as_canceled_and_the_next_run_goes_on(orchestra: Orchestra) -> None:

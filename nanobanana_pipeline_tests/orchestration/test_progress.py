@@ -1,6 +1,6 @@
 """What a running shard says of itself: enough to wait by, and never so much that it slows the run."""
 
-from nanobanana_pipeline.generation.lifecycle import Tally
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.orchestration.progress import Progress, duration, next_line_s, progress_line
 
 

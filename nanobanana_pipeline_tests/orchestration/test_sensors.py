@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from nanobanana_pipeline.generation.lifecycle import Tally
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, Ended

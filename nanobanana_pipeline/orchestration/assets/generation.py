@@ -12,9 +12,9 @@ import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.generation.lifecycle import Tally
 from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.orchestration import checks
 from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS, PROMPTS
@@ -90,9 +90,15 @@ class _Run:
 
     @property
     def shard(self) -> str:
-        if not self.context.has_partition_key:
-            raise UserError("no shard was chosen: materialise `prompts`, then choose shards as partitions of `images`")
-        return self.context.partition_key
+        # A run for a range of partitions has no single one. One run for several shards would put its costs on each.
+        context = self.context
+        chosen = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
+        if len(chosen) != 1:
+            raise UserError(
+                f"this run is for {len(chosen)} shards, and one run makes one: materialise `prompts`, then choose "
+                "shards as partitions of `images`, each with a run of its own"
+            )
+        return chosen[0]
 
     def options(self, access: Access) -> RunOptions:
         run = self.context.run
@@ -154,8 +160,9 @@ def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
         can_subset=False,
         check_specs=checks.SHARD_CHECKS,
         pool=POOL,
+        # No backfill policy: without one, Dagster gives each shard a run. With one of a single partition a run, it
+        # gives each a run for a range, which no sensor or page finds by its partition.
         config_schema=config_schema(GenerationConfig),
-        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
     )
     def generation(
         context: dg.AssetExecutionContext, nano_banana: NanoBananaResource
