@@ -32,6 +32,7 @@ from nanobanana_pipeline.ledger.states import (
     MOVES,
     OPEN_STATES,
     AttemptState,
+    Holding,
     ItemState,
     holding,
 )
@@ -260,6 +261,27 @@ class Postings:
         self._set_item(attempt, before, then, note)
         return True
 
+    def correct(self, attempt_id: str, cost_micros: int, cost_source: str) -> str | None:
+        """Enter what a closed attempt did cost after all, as an invoice says; returns its shard.
+
+        An abandoned attempt is then at risk no longer. None, with nothing changed, for an attempt that was refused or
+        is still open (its own answer will settle it), and when it is in the book like that already.
+        """
+        query = sa.select(_attempts).where(_attempts.c.attempt_id == attempt_id)
+        row = self.connection.execute(self._database.lock_rows(query)).one_or_none()
+        if row is None or AttemptState(row.state) not in _CORRECTABLE:
+            return None
+        if (row.cost_micros, row.at_risk_micros, row.cost_source) == (cost_micros, 0, cost_source):
+            return None
+        self.connection.execute(
+            _attempts.update()
+            .where(_attempts.c.attempt_id == attempt_id)
+            .values(cost_micros=cost_micros, at_risk_micros=0, cost_source=cost_source)
+        )
+        change = Holding(spent=cost_micros - row.cost_micros, at_risk=-row.at_risk_micros)
+        self._counters.change(scopes_of(row.day, row.catalogue, row.run_scope), change)
+        return row.shard
+
     def note(self, attempt: Attempt, **facts: Any) -> None:
         """Record `facts` (columns of `attempts`) that change neither state nor money."""
         self.connection.execute(_attempts.update().where(_attempts.c.attempt_id == attempt.attempt_id).values(**facts))
@@ -303,6 +325,7 @@ class Postings:
 
 _MIRRORED = frozenset(Attempt.__dataclass_fields__)
 _CLOSED = frozenset(AttemptState) - set(OPEN_STATES)
+_CORRECTABLE = _CLOSED - {AttemptState.REFUSED}
 
 _bind = sa.bindparam
 

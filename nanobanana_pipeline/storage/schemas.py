@@ -225,6 +225,7 @@ RECONCILIATION: Final = _table(
     _column("difference_usd", MONEY, "invoice_usd minus ledger_usd, a missing one counted as zero, US dollars."),
     _column("note", _TEXT, "What a person should know about it."),
     _column("reconciled_at", TIME, "When the invoice was held against the ledger."),
+    _column("list_usd", MONEY, "What the price list makes of its tokens, US dollars; null without an attempt."),
 )
 
 SCHEMAS: Final[dict[str, pa.Schema]] = {
