@@ -1,0 +1,253 @@
+"""Invoices, clean and messy, held against a ledger that a real engine filled."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.reporting.costs import summary
+from nanobanana_pipeline.reporting.invoice import Mapping, read_invoice
+from nanobanana_pipeline.reporting.reconcile import Reconciliation, Status, reconcile
+from nanobanana_pipeline_tests.reporting.conftest import World, rows
+
+FAULTS = (
+    {"contains": "number 1 ", "fault": "failed_billed"},
+    {"contains": "number 2 ", "fault": "answer_lost"},
+    {"contains": "number 3 ", "fault": "usage_cost", "cost": "0.05"},
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A workspace with a billed failure, a lost answer and a price of the provider's own."""
+    world = World(tmp_path_factory.mktemp("reconcile"), faults=FAULTS, max_attempts=1)
+    world.catalogue("one", rows(8, prompt=[f"thing number {i} ." for i in range(8)]))
+    world.run()
+    yield world
+    world.close()
+
+
+def _billed(world: World) -> list[tuple[str, str, str]]:
+    """Task, dollars and time of what the provider has billed."""
+    return [(row["task_id"], row["cost_usd"], row["time"]) for row in world.provider.book if row["event"] == "billed"]
+
+
+def _written(path: Path, header: list[str], lines: list[list[str]], **style: str) -> Path:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=style.get("delimiter", ","))
+    writer.writerows([header, *lines])
+    path.write_bytes(text.getvalue().encode(style.get("encoding", "utf-8")))
+    return path
+
+
+def _counts(report: Reconciliation) -> dict[str, int]:
+    return {status.value: count for status, count in report.counts.items() if count}
+
+
+def test_the_provider_s_own_book_shows_what_the_ledger_could_not_know(made: World, tmp_path: Path) -> None:
+    """A failure that was billed after all, and the image behind a lost answer: exactly what an invoice is read for."""
+    lines = [[task, cost, time] for task, cost, time in _billed(made)]
+    report = reconcile(made.workspace, _written(tmp_path / "may.csv", ["task_id", "cost", "created_at"], lines))
+
+    assert _counts(report) == {"matched": 6, "amount_differs": 1, "only_invoice": 1}
+    assert not report.ok
+    by_status = {row["status"]: row for row in report.rows}
+    assert "billed all the same" in by_status["amount_differs"]["note"]
+    assert "1 submits of unknown outcome" in by_status["only_invoice"]["note"]
+    assert report.invoice_micros == int(made.billed().scaleb(6))
+    assert report.ledger_micros == summary(made.workspace).cost_micros
+    assert report.difference_micros == sum(int(row["difference_usd"].scaleb(6)) for row in report.rows)
+    table = made.workspace.tables.read("reconciliation", predicate={"invoice": "may.csv"})
+    assert table.num_rows == 8
+    assert "two" in report.markdown or "differences" in report.markdown
+
+
+def test_the_price_list_is_the_third_witness(made: World, tmp_path: Path) -> None:
+    """When invoice and provider agree and the list does not, a negotiated price is at work, and no error."""
+    lines = [[task, cost] for task, cost, _ in _billed(made)]
+    report = reconcile(made.workspace, _written(tmp_path / "may.csv", ["Task ID", "Cost (USD)"], lines))
+
+    own_price = next(row for row in report.rows if row["invoice_usd"] == Decimal("0.050000"))
+    assert own_price["status"] == "matched"
+    assert own_price["ledger_usd"] == Decimal("0.050000")
+    assert own_price["list_usd"] > Decimal("0.06")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "gb18030"])
+def test_a_messy_invoice_is_read_all_the_same(made: World, tmp_path: Path, encoding: str) -> None:
+    """Encodings, semicolons, decimal commas, thousands points, a title, a time zone, repetitions, a total."""
+    head = [["Rechnung Mai", "", "", ""], ["", "", "", ""]]
+    body = [
+        ["27.02.2026", task, f"{Decimal(cost):.6f}".replace(".", ",") + " $", "Bücher"]
+        for task, cost, _ in _billed(made)
+    ]
+    foot = [body[0], ["", "", "", ""], ["", "Total", "1.234,567890 $", ""]]
+    path = tmp_path / "may.csv"
+    table = [*head, ["Zeit", "Vorgang", "Betrag", "Für"], *body, *foot]
+    text = "\r\n".join(";".join(cells) for cells in table)
+    path.write_bytes(text.encode(encoding))
+    mapping = tmp_path / "mapping.toml"
+    known = "" if encoding != "gb18030" else "encoding = 'gb18030'\n"
+    mapping.write_text(
+        f"{known}time_format = '%d.%m.%Y'\ntime_zone = 'Asia/Shanghai'\n"
+        "[columns]\ntask_id = 'Vorgang'\namount = 'BETRAG'\ntime = 'Zeit'\n"
+    )
+
+    report = reconcile(made.workspace, path, mapping=mapping)
+
+    assert _counts(report) == {"matched": 6, "amount_differs": 1, "only_invoice": 1, "duplicate": 1}
+    assert report.summaries == 1
+    assert report.invoice_micros == int(made.billed().scaleb(6))
+
+
+def test_what_the_invoice_lacks_is_told(made: World, tmp_path: Path) -> None:
+    """An image that was not billed is good news, or an invoice of which a page is missing."""
+    billed = _billed(made)
+    lines = [[task, cost] for task, cost, _ in billed[:-2]]
+    known = {row["task_id"] for row in made.workspace.tables.read("attempts").to_pylist() if row["cost_usd"]}
+    lacking = len(known & {task for task, _, _ in billed[-2:]})
+
+    report = reconcile(made.workspace, _written(tmp_path / "a.csv", ["id", "amount"], lines))
+
+    assert report.counts[Status.ONLY_LEDGER] == lacking
+    early = [[task, cost, "2026-01-01T00:00:00Z"] for task, cost in lines]
+    of_january = reconcile(made.workspace, _written(tmp_path / "b.csv", ["id", "amount", "time"], early))
+    assert of_january.counts[Status.ONLY_LEDGER] == 0
+
+
+def test_an_invoice_that_rounds_is_no_drift(made: World, tmp_path: Path) -> None:
+    """Four digits on the invoice against six in the ledger: half of the last digit is no difference, more is."""
+    lines = [[task, f"{Decimal(cost):.4f}"] for task, cost, _ in _billed(made)]
+    path = _written(tmp_path / "a.csv", ["id", "amount"], lines)
+
+    assert reconcile(made.workspace, path).counts[Status.MATCHED] == 6
+    exact = reconcile(made.workspace, path, tolerance_usd=Decimal(0))
+    assert exact.counts[Status.MATCHED] < 6
+
+
+def test_further_charges_and_refunds_of_a_task_are_summed(made: World, tmp_path: Path) -> None:
+    """A charge in two parts, or one that was taken back in part, is one task all the same."""
+    task, cost, _ = next(one for one in _billed(made) if one[1] == "0.050000")
+    parts = [[task, "0.08", "2026-03-01T10:00:00Z"], [task, "(0.03)", "2026-03-01T11:00:00Z"]]
+    report = reconcile(made.workspace, _written(tmp_path / "a.csv", ["id", "amount", "time"], parts))
+
+    assert cost == "0.050000"
+    assert [row["status"] for row in report.rows] == ["matched", "matched"]
+    assert sum(row["difference_usd"] for row in report.rows) == 0
+    assert "lines 2, 3 are of one task" in report.rows[0]["note"]
+
+
+def test_an_invoice_without_tasks_is_held_against_days(made: World, tmp_path: Path) -> None:
+    """Some providers bill by the day: better to know on which day something is wrong than nothing."""
+    (day,) = {row["day"] for row in _days(made)}
+    spent = summary(made.workspace).cost_micros
+    lines = [[day.isoformat(), str(Decimal(spent).scaleb(-6))], ["2026-01-02", "1.00"]]
+
+    report = reconcile(made.workspace, _written(tmp_path / "a.csv", ["Date", "Total"], lines))
+
+    assert _counts(report) == {"matched": 1, "only_invoice": 1}
+    assert report.ledger_micros == spent
+
+
+def test_a_correction_restates_every_figure(world: Callable[..., World], tmp_path: Path) -> None:
+    """After an invoice has the last word, tables, totals and the cap's counters agree with it, and once is enough."""
+    made = world(faults=FAULTS, max_attempts=1)
+    made.catalogue("one", rows(5, prompt=[f"thing number {i} ." for i in range(5)]))
+    made.run()
+    lines = [[task, str(Decimal(cost) / 2)] for task, cost, _ in _billed(made)]
+    path = _written(tmp_path / "may.csv", ["id", "amount"], lines)
+
+    report = reconcile(made.workspace, path, correct=True)
+    again = reconcile(made.workspace, path, correct=True)
+
+    assert (report.corrected, again.corrected) == (4, 0)
+    assert _counts(again) == {"matched": 4, "only_invoice": 1}
+    tables = made.workspace.tables
+    totals = {
+        name: sum(tables.read(name).column("cost_usd").to_pylist()) for name in ("attempts", "results", "cost_daily")
+    }
+    assert len(set(totals.values())) == 1
+    assert totals["attempts"] == Decimal(summary(made.workspace).cost_micros).scaleb(-6)
+    held = [counter for scope, counter in made.workspace.ledger.counters().items() if scope.startswith("day:")]
+    assert sum(counter.spent for counter in held) == summary(made.workspace).cost_micros
+    assert "invoice" in tables.read("attempts").column("cost_source").to_pylist()
+
+
+def test_an_abandoned_attempt_that_was_billed_is_at_risk_no_longer(world: Callable[..., World], tmp_path: Path) -> None:
+    """Giving up on a task frees no money, as it may have been billed; the invoice that says so does."""
+    made = world(faults=[{"fault": "slow_task", "seconds": 2, "times": 1}], task_deadline_s=1)
+    made.catalogue("one", rows(1))
+    made.run()
+    made.run(resubmit_unknown=True)
+    before = summary(made.workspace)
+    assert before.at_risk_micros > 0
+    (abandoned,) = (row for row in made.workspace.tables.read("attempts").to_pylist() if row["state"] == "abandoned")
+    lines = [[abandoned["task_id"], "0.068"]]
+
+    reconcile(made.workspace, _written(tmp_path / "may.csv", ["id", "amount"], lines), correct=True)
+
+    after = summary(made.workspace)
+    assert after.at_risk_micros == 0
+    assert after.cost_micros == before.cost_micros + 68_000
+    assert all(counter.at_risk == 0 for counter in made.workspace.ledger.counters().values())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("id,amount\n", "there is no line below its header"),
+        ("a,b\n1,2\n", "no header with an amount"),
+        ('id,amount\nt1,"1,234"\n', "can be read in two ways"),
+        ("id,amount,time\nt1,1.5,31/12/2026\n", "line 2: the time '31/12/2026' is not ISO 8601"),
+        ("id,amount\nt1,1.5\n", None),
+    ],
+)
+def test_what_can_not_be_read_is_said_in_one_line(tmp_path: Path, content: str, says: str | None) -> None:
+    """Guessing at money is worse than asking."""
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+
+    if says is None:
+        assert read_invoice(path, Mapping.model_validate({})).lines[0].amount_micros == 1_500_000
+        return
+    with pytest.raises(UserError, match=says):
+        read_invoice(path, Mapping.model_validate({}))
+
+
+@pytest.mark.parametrize(
+    ("amount", "micros"),
+    [
+        ("0.0672", 67_200),
+        ("$1,234.50", 1_234_500_000),
+        ("US$ 0.05", 50_000),
+        ("(0.05)", -50_000),
+        ("0.05-", -50_000),
+        ("\u22120.05", -50_000),
+        ("1'000.00", 1_000_000_000),
+        ("6.72E-2", 67_200),
+        ("0.5 EUR", None),
+        ("¥3", None),
+        ("nan", None),
+        ("", None),
+    ],
+)
+def test_amounts_are_read_as_people_write_them(tmp_path: Path, amount: str, micros: int | None) -> None:
+    """Another currency is no number of dollars, however it looks."""
+    path = _written(tmp_path / "a.csv", ["id", "amount"], [["t1", amount], ["t2", "0.25"]])
+
+    line = read_invoice(path, Mapping.model_validate({"decimal": "."})).lines[0]
+
+    assert line.amount_micros == micros
+    assert (line.problem is None) is (micros is not None)
+
+
+def _days(world: World) -> list[dict[str, Any]]:
+    from nanobanana_pipeline.reporting.costs import publish_cost_daily  # noqa: PLC0415 - for this one test
+
+    publish_cost_daily(world.workspace)
+    return world.workspace.tables.read("cost_daily").to_pylist()
