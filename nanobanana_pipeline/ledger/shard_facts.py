@@ -21,6 +21,13 @@ def shards_at_work(connection: Connection, now: int) -> set[str]:
     return {row.shard for row in rows if not identity_of(row).known_dead()}
 
 
+def fingerprints(connection: Connection) -> dict[str, str]:
+    """What each catalogue's files looked like when they were last entered in full; empty where they were not."""
+    table = schema.catalogues
+    rows = connection.execute(sa.select(table.c.catalogue, table.c.fingerprint).order_by(table.c.catalogue))
+    return {row.catalogue: row.fingerprint or "" for row in rows}
+
+
 def registered_at(connection: Connection) -> dict[str, int]:
     """When each catalogue was last entered in the ledger, in milliseconds."""
     table = schema.catalogues

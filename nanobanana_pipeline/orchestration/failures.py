@@ -19,14 +19,9 @@ def at_work(context: dg.AssetExecutionContext) -> Generator[None]:
 
 @contextmanager
 def one_line_failures() -> Generator[None]:
-    """Turn a `UserError` into a failure of the run that says it in one line and isn't tried again.
-
-    Dagster prints the whole chain of causes, so there is none: its message says already what to do.
-    """
+    """Turn a `UserError` into a failure of the run that says it in one line and isn't tried again."""
     try:
         yield
     except UserError as error:
-        message = str(error)
-    else:
-        return
-    raise dg.Failure(description=message, allow_retries=False)
+        # Dagster shows the whole chain of causes; this one says all there is to say.
+        raise dg.Failure(description=str(error), allow_retries=False) from None

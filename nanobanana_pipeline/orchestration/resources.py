@@ -48,8 +48,8 @@ def _knob(name: str) -> Any:
     if isinstance(default, tuple):
         return Field(default_factory=list, description=setting.description)
     if name in _SECRETS:
-        # Given by value after all, it is shown neither in the user interface nor in a repr.
-        bounds |= {"repr": False, "json_schema_extra": {"dagster__is_secret": True}}
+        # Not Dagster's own mark of a secret: the launchpad would fill in asterisks, and a run be started with them.
+        bounds["repr"] = False
     return Field(default=default, description=setting.description, **bounds)
 
 

@@ -85,7 +85,7 @@ def catalogue_sensor(
 def _why_nothing(before: CatalogueCursor, after: CatalogueCursor, catalogues: int) -> str:
     if after.seen != before.seen:
         return "files have changed: they are read once they come to rest"
-    return f"{catalogues} catalogues, none changed" if catalogues else "the folder holds no catalogue"
+    return f"nothing has changed in any of {catalogues}" if catalogues else "the folder holds no catalogue"
 
 
 @dg.sensor(

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.error import HTTPError
 
-from nanobanana_pipeline.orchestration.instance import prepare_home
+import dagster as dg
+
+from nanobanana_pipeline.orchestration.instance import WORKER_TAG, prepare_home
 
 ROOT = Path(__file__).parents[2]
 LOCATION = "nanobanana_pipeline"
@@ -28,6 +30,22 @@ mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $
 } }"""
 _RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status tags { key value } } } }"
 _TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+
+_BACKFILL = """
+mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+  __typename
+  ... on LaunchBackfillSuccess { backfillId }
+  ... on PythonError { message }
+} }"""
+_BACKFILL_RUNS = """
+query($id: String!) { partitionBackfillOrError(backfillId: $id) {
+  ... on PartitionBackfill { runs(limit: 100) { runId status } }
+} }"""
+_START_SENSOR = """
+mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) {
+  __typename
+  ... on PythonError { message }
+} }"""
 
 
 class DagsterDev:
@@ -92,7 +110,7 @@ class DagsterDev:
         return found["data"]
 
     def materialize(
-        self, assets: Sequence[str], *, partition: str | None = None, config: Mapping[str, Any] | None = None
+        self, assets: Sequence[str], *, partition: str | None = None, config: Mapping[str, Any] | str = ""
     ) -> str:
         """What the Materialize button does; the run's id, or the refusal as an `AssertionError`."""
         tags = [{"key": "dagster/partition", "value": partition}] if partition else []
@@ -104,12 +122,36 @@ class DagsterDev:
                 "assetSelection": [{"path": [name]} for name in assets],
             },
             "mode": "default",
-            "runConfigData": json.dumps(config or {}),
+            "runConfigData": config if isinstance(config, str) else json.dumps(config),
             "executionMetadata": {"tags": tags},
         }
         launched = self.query(_LAUNCH, params=params)["launchPipelineExecution"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
         return launched["run"]["runId"]
+
+    def backfill(self, assets: Sequence[str], partitions: Sequence[str]) -> str:
+        """What the dialogue for many partitions does; the backfill's id."""
+        params = {"assetSelection": [{"path": [name]} for name in assets], "partitionNames": list(partitions)}
+        launched = self.query(_BACKFILL, params=params)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        return launched["backfillId"]
+
+    def runs_of_backfill(self, backfill_id: str) -> list[dict[str, str]]:
+        """Its runs."""
+        return self.query(_BACKFILL_RUNS, id=backfill_id)["partitionBackfillOrError"]["runs"]
+
+    def start_sensor(self, name: str) -> None:
+        """What the sensor's switch does."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "sensorName": name}
+        answer = self.query(_START_SENSOR, selector=selector)["startSensor"]
+        assert answer["__typename"] == "Sensor", answer
+
+    def worker_of(self, shard: str) -> int:
+        """The process that works on a shard."""
+        filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={"dagster/partition": shard})
+        with dg.DagsterInstance.from_config(str(self._home)) as instance:
+            (run,) = instance.get_runs(filters=filters)
+        return json.loads(run.tags[WORKER_TAG])["pid"]
 
     def status(self, run_id: str) -> str:
         """A run's status."""

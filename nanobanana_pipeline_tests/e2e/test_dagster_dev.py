@@ -1,5 +1,7 @@
 """The pipeline through Dagster's own pages: what a person clicks, sent to a real `dagster dev` as its pages send it."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +106,23 @@ def test_a_shard_is_made_seen_and_checked(dagster: DagsterDev, pipeline: Pipelin
     assert len([prompt for prompt in pipeline.accepted() if prompt.startswith("foxes")]) == 4
 
 
+def test_the_launchpads_own_defaults_can_be_launched(dagster: DagsterDev) -> None:
+    """It fills them in by itself, the resource's too: a key filled in as asterisks would be sent to the provider."""
+    schema = dagster.query(
+        "query($selector: PipelineSelector!) { runConfigSchemaOrError(selector: $selector) {"
+        " ... on RunConfigSchema { rootDefaultYaml } } }",
+        selector={
+            "repositoryLocationName": "nanobanana_pipeline",
+            "repositoryName": "__repository__",
+            "pipelineName": "generate_images",
+        },
+    )
+    config = schema["runConfigSchemaOrError"]["rootDefaultYaml"]
+    assert "NANOBANANA_API_KEY" in config
+    run = dagster.materialize(GENERATION, partition="foxes-000000", config=config)
+    assert dagster.wait_for_end(run, 90) == "SUCCESS", dagster.log[-5000:]
+
+
 def test_a_wrong_value_in_the_launchpad_makes_no_run(dagster: DagsterDev) -> None:
     """It is refused where it was typed, and says what is right."""
     config = {"ops": {"generation": {"config": {"max_cost_usd": -1}}}}
@@ -133,6 +152,54 @@ def test_terminate_stops_within_15_s_and_the_next_run_goes_on(dagster: DagsterDe
     assert {row["status"] for row in pipeline.table("results")} == {"succeeded"}
     assert owls() == 4
     pipeline.assert_books_agree()
+
+
+def test_a_backfill_is_one_run_a_shard(dagster: DagsterDev, pipeline: Pipeline) -> None:
+    """The dialogue's "all missing": costs are counted once, and one shard's failure is not another's."""
+    for name in ("crows", "daws"):
+        pipeline.write([{"prompt_id": "one", "prompt": f"{name} on a wire", "resolution": "0.5K"}], name)
+    assert dagster.wait_for_end(dagster.materialize(["prompts", "rejected_prompts"]), 90) == "SUCCESS"
+    backfill = dagster.backfill(GENERATION, ["crows-000000", "daws-000000"])
+
+    def ended() -> bool:
+        statuses = [run["status"] for run in dagster.runs_of_backfill(backfill)]
+        assert "FAILURE" not in statuses, dagster.log[-5000:]
+        return statuses == ["SUCCESS", "SUCCESS"]
+
+    dagster.wait_for("the backfill's runs", ended, 120)
+    assert {row["status"] for row in pipeline.table("results")} == {"succeeded"}
+    pipeline.assert_books_agree()
+
+
+@pytest.mark.timeout(600)
+def test_with_its_sensors_on_nobody_has_to_click(dagster: DagsterDev, pipeline: Pipeline) -> None:
+    """A file that is dropped in becomes images and reports, though its run is killed half-way, and is paid for once."""
+
+    def submitted() -> int:
+        return len([prompt for prompt in pipeline.accepted() if prompt.startswith("finches")])
+
+    pipeline.simulator.set_faults([{"fault": "slow_task", "seconds": 3000, "contains": "finches"}])
+    dagster.start_sensor("generation_sensor")
+    rows = [{"prompt_id": f"f{n}", "prompt": f"finches, number {n}", "resolution": "0.5K"} for n in range(3)]
+    pipeline.write(rows, "finches")
+    dagster.wait_for("the submits of the new file", lambda: submitted() == 3, 180)
+    os.kill(dagster.worker_of("finches-000000"), signal.SIGKILL)
+    pipeline.simulator.advance(6000)
+
+    def statuses() -> set[str]:
+        return {row["status"] for row in pipeline.table("results") if row["catalogue"] == "finches"}
+
+    dagster.wait_for("the images of the new file", lambda: statuses() == {"succeeded"}, 240)
+    assert submitted() == 3
+    pipeline.assert_books_agree()
+
+    def shown() -> bool:
+        site = Path(pipeline.settings.output) / "site"
+        return any(
+            "finches, number" in page.read_text() for page in site.rglob("*.*") if page.suffix in {".html", ".js"}
+        )
+
+    dagster.wait_for("the gallery", shown, 120)
 
 
 def test_the_key_is_nowhere(dagster: DagsterDev, pipeline: Pipeline) -> None:

@@ -46,6 +46,21 @@ def test_the_verdict_stands_while_the_files_do(orchestra: Orchestra) -> None:
     assert verdict(orchestra.refresh()).passed
 
 
+def test_the_same_files_are_the_same_version(orchestra: Orchestra) -> None:
+    """The sensor may read them again at any time: that must not mark every shard as out of date."""
+
+    def version(result: dg.ExecuteInProcessResult) -> str | None:
+        event = result.get_asset_materialization_events()[0]
+        return (event.materialization.tags or {}).get("dagster/data_version")
+
+    orchestra.pipeline.write(rows(1))
+    first = version(orchestra.refresh())
+    assert first
+    assert version(orchestra.refresh()) == first
+    orchestra.pipeline.write(rows(2))
+    assert version(orchestra.refresh()) != first
+
+
 def test_a_catalogue_that_is_gone_keeps_its_shards(orchestra: Orchestra) -> None:
     """Its images stay, and so do the runs that made them: a deleted partition would hide both."""
     path = orchestra.pipeline.write(rows(1))

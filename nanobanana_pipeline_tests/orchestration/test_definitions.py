@@ -101,7 +101,7 @@ def test_generation_is_one_step_with_one_run_a_shard_in_its_pool() -> None:
     generation = build_defs().resolve_assets_def("images")
     assert not generation.can_subset
     assert generation.op.pool == "nanobanana_api"
-    assert generation.backfill_policy == dg.BackfillPolicy.multi_run(max_partitions_per_run=1)
+    assert generation.backfill_policy is None
 
 
 def test_steps_run_in_the_runs_own_process() -> None:

@@ -3,15 +3,18 @@
 Nothing here spends anything.
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Final
 
 import dagster as dg
+import orjson
 from pydantic import Field
 
 from nanobanana_pipeline.catalogue.reading import find_catalogues
 from nanobanana_pipeline.generation.intake import CatalogueReport, RefreshReport, refresh
 from nanobanana_pipeline.ledger.registration import Registration
+from nanobanana_pipeline.ledger.shard_facts import fingerprints
 from nanobanana_pipeline.orchestration import checks, previews
 from nanobanana_pipeline.orchestration.failures import at_work, one_line_failures
 from nanobanana_pipeline.orchestration.fingerprint import catalogue_fingerprint
@@ -105,8 +108,14 @@ def prompts(
         prompts_metadata = shared | table_state(workspace.tables, "prompts") | _shards_metadata(report, new_shards)
         rejected_metadata = shared | table_state(workspace.tables, "rejected_prompts")
         rejections = checks.rejected_prompts(workspace.tables)
-    yield dg.MaterializeResult(asset_key="prompts", metadata=prompts_metadata)
-    yield dg.MaterializeResult(asset_key="rejected_prompts", metadata=rejected_metadata, check_results=[rejections])
+        with workspace.ledger.database.read() as connection:
+            entered = fingerprints(connection)
+    # The same files give the same version: reading them again must not make every shard look out of date.
+    version = dg.DataVersion(hashlib.sha256(orjson.dumps(sorted(entered.items()))).hexdigest()[:32])
+    yield dg.MaterializeResult(asset_key="prompts", metadata=prompts_metadata, data_version=version)
+    yield dg.MaterializeResult(
+        asset_key="rejected_prompts", metadata=rejected_metadata, data_version=version, check_results=[rejections]
+    )
 
 
 def _shards_metadata(report: RefreshReport, new_shards: list[str]) -> Metadata:
