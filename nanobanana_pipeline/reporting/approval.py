@@ -9,12 +9,11 @@ import time
 from typing import Final
 
 import fsspec
-import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.workspace import Workspace
-from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.reporting import figures
 from nanobanana_pipeline.reporting.costs import shown
 from nanobanana_pipeline.reporting.plan import Plan
 
@@ -105,16 +104,8 @@ def require_approval(workspace: Workspace, plan: Plan) -> None:
 
 def _spent_since(workspace: Workspace, saved: Saved) -> int:
     """Money spent, reserved or at risk in the plan's catalogues since it was made."""
-    attempts = schema.attempts
-    held = sa.case(
-        (attempts.c.state.in_(["submitting", "submitted"]), attempts.c.reserved_micros),
-        else_=attempts.c.cost_micros + attempts.c.at_risk_micros,
-    )
-    query = sa.select(sa.func.coalesce(sa.func.sum(held), 0)).where(
-        attempts.c.created_at >= saved.created_at, attempts.c.catalogue.in_(saved.catalogues)
-    )
     with workspace.ledger.database.read() as connection:
-        return int(connection.execute(query).scalar_one())
+        return figures.held_between(connection, saved.catalogues, saved.created_at)[1]
 
 
 def _write(workspace: Workspace, saved: Saved) -> None:

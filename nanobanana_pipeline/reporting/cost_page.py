@@ -5,7 +5,7 @@ All of it is read from the ledger in one snapshot. The page adds up and draws; i
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -15,11 +15,13 @@ from nanobanana_pipeline.generation.publishing import STATUS_OF
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.states import Holding
 from nanobanana_pipeline.reporting import figures
+from nanobanana_pipeline.reporting.approval import Saved, saved_plans
 from nanobanana_pipeline.reporting.figures import WASTE, Outcome
 
 _CAMPAIGNS: Final = 200
 """Campaigns told apart on the page; the cheaper ones are summed up as one."""
 _OTHERS: Final = "(all others)"
+_PLANS: Final = 20
 _DAY_MS: Final = 86_400_000
 _FEW_DAYS: Final = 3
 _STEPS_MS: Final = (1_000, 5_000, 15_000, 60_000, 300_000, 900_000, 3_600_000)
@@ -35,6 +37,7 @@ def cost_data(workspace: Workspace) -> Json:
     now = time.time_ns() // 1_000_000
     today = datetime.fromtimestamp(now / 1000, UTC).date().isoformat()
     counters = workspace.ledger.counters()
+    plans = saved_plans(workspace)[-_PLANS:]
     with workspace.ledger.database.read() as connection:
         totals = figures.totals(connection)
         statuses: Counter[str] = Counter()
@@ -52,6 +55,7 @@ def cost_data(workspace: Workspace) -> Json:
             "labels": _labels(figures.by_label(connection)),
             "failures": [dict(row) for row in figures.failed_attempts(connection)],
             "latencies": _latencies(connection),
+            "plans": list(_plans(connection, plans)),
         }
 
 
@@ -137,6 +141,24 @@ def _labels(rows: Iterable[Mapping[str, Any]]) -> list[Json]:
         {"name": name, "values": [{"value": value, **sums} for value, sums in values.items()]}
         for name, values in labels.items()
     ]
+
+
+def _plans(connection: Connection, plans: Sequence[Saved]) -> Iterator[Json]:
+    """Each saved plan, and what came of it until another was made for the same catalogues."""
+    for i, one in enumerate(plans):
+        following = (other.created_at for other in plans[i + 1 :] if set(other.catalogues) & set(one.catalogues))
+        until = next(following, None)
+        images, micros = figures.held_between(connection, one.catalogues, one.created_at, until)
+        # A plan that nothing came of (made again, or dropped) was not right or wrong.
+        if images or micros:
+            yield {
+                "hash": one.hash,
+                "created_at": one.created_at,
+                "to_make": one.to_make,
+                "forecast": one.cost_micros,
+                "images": images,
+                "held_micros": micros,
+            }
 
 
 def _latencies(connection: Connection) -> Json:

@@ -4,7 +4,7 @@ Only reading and adding up; each function works inside the reader's transaction,
 are of one moment. Money is in integer micro-dollars. What becomes of the figures is in `costs` and `cost_page`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -190,6 +190,22 @@ def totals(connection: Connection, scope: Scope = EVERYTHING) -> Mapping[str, An
     query = sa.select(*_sums(connection), reserved.label("reserved_micros"), *tokens).where(*scope.of_attempts())
     row = connection.execute(query).mappings().one()
     return {name: int(value or 0) for name, value in row.items()}
+
+
+def held_between(
+    connection: Connection, catalogues: Sequence[str], first: int, last: int | None = None
+) -> tuple[int, int]:
+    """Images, and money spent, reserved or at risk, of attempts in catalogues from `first` to before `last` (ms)."""
+    in_flight = _attempts.c.state.in_([state.value for state in IN_FLIGHT_STATES])
+    settled = _attempts.c.cost_micros + _attempts.c.at_risk_micros
+    held = sa.func.sum(sa.case((in_flight, _attempts.c.reserved_micros), else_=settled))
+    query = sa.select(sa.func.sum(image_count(connection)), held).where(
+        _attempts.c.created_at >= first, _attempts.c.catalogue.in_(catalogues)
+    )
+    if last is not None:
+        query = query.where(_attempts.c.created_at < last)
+    images, micros = connection.execute(query).one()
+    return int(images or 0), int(micros or 0)
 
 
 def items_by_state(connection: Connection, scope: Scope = EVERYTHING) -> dict[ItemState, int]:

@@ -12,8 +12,10 @@ from pydantic import SecretStr
 
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import budget, schema
+from nanobanana_pipeline.reporting.approval import save
 from nanobanana_pipeline.reporting.costs import publish_cost_daily, summary
 from nanobanana_pipeline.reporting.pages import Site, write_gallery, write_site
+from nanobanana_pipeline.reporting.plan import plan
 from nanobanana_pipeline.reporting.site import script
 from nanobanana_pipeline.settings import load_settings
 from nanobanana_pipeline_tests.reporting.browser import chromium_running, visit
@@ -58,7 +60,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     ]
     made.catalogue("hostile", hostile)
     made.run()
-    made.catalogue("things", things[:-1])
+    made.catalogue("things", [*things[:-1], {"prompt_id": "planned", "prompt": "one more, by plan", "style": "ink"}])
+    save(made.workspace, plan(made.workspace))
     made.run()
     yield made
     made.close()
@@ -169,16 +172,24 @@ def test_the_breakdown_knows_labels_and_catalogues(browser: Browser, site: Site)
         assert sorted(breakdown.locator("tbody th").all_inner_texts()) == ["autumn", "none", "spring"]
 
 
+def test_a_plan_is_held_against_what_came_of_it(browser: Browser, site: Site) -> None:
+    """A forecast that nobody looks back at never gets better."""
+    with visit(browser, site.cost_report) as seen:
+        row = seen.page.locator("section", has_text="Plan against actual").locator("tbody tr")
+        expect(row).to_have_count(1)
+        expect(row).to_contain_text("1 of 1")
+
+
 def test_filters_and_search_find_items(browser: Browser, site: Site) -> None:
     """A paid image that can't be found again is a lost one."""
     with visit(browser, site.gallery) as seen:
         page = seen.page
         found = page.locator(".found")
-        expect(found).to_contain_text("34 items")
+        expect(found).to_contain_text("35 items")
         page.get_by_label("catalogue", exact=True).select_option("things")
-        expect(found).to_contain_text("24 items of 35")
+        expect(found).to_contain_text("25 items of 36")
         page.get_by_label("campaign", exact=True).select_option("(none)")
-        expect(found).to_contain_text("8 items")
+        expect(found).to_contain_text("9 items")
         page.get_by_label("status", exact=True).select_option("failed")
         expect(found).to_contain_text("1 item of")
         page.get_by_role("button", name="Clear").click()
@@ -238,7 +249,7 @@ def test_the_gallery_is_usable_by_keyboard(browser: Browser, site: Site) -> None
     """Arrows walk the wall, Enter looks, arrows go on, Escape comes back to the tile that was looked at last."""
     with visit(browser, site.gallery) as seen:
         page = seen.page
-        expect(page.locator(".found")).to_contain_text("34 items")
+        expect(page.locator(".found")).to_contain_text("35 items")
         page.keyboard.press("/")
         expect(page.get_by_label("Search prompts")).to_be_focused()
         page.locator(".wall a").first.focus()
@@ -247,14 +258,14 @@ def test_the_gallery_is_usable_by_keyboard(browser: Browser, site: Site) -> None
         page.keyboard.press("ArrowUp")
         page.keyboard.press("End")
         focused = "document.activeElement.closest('li')?.ariaPosInSet"
-        assert page.evaluate(focused) == "34"
+        assert page.evaluate(focused) == "35"
         page.keyboard.press("Home")
         assert page.evaluate(focused) == "1"
         page.keyboard.press("Enter")
-        expect(page.locator("dialog .place")).to_have_text("1 of 34")
+        expect(page.locator("dialog .place")).to_have_text("1 of 35")
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
-        expect(page.locator("dialog .place")).to_have_text("3 of 34")
+        expect(page.locator("dialog .place")).to_have_text("3 of 35")
         page.keyboard.press("Escape")
         expect(page.locator(".wall li[aria-posinset='3'] a")).to_be_focused()
 
@@ -268,7 +279,7 @@ def test_axe_finds_nothing(browser: Browser, site: Site, scheme: str, size: dict
         expect(seen.page.locator(".chart canvas")).to_have_count(2)
         assert seen.violations() == []
     with visit(browser, site.gallery, **context) as seen:
-        expect(seen.page.locator(".found")).to_contain_text("34 items")
+        expect(seen.page.locator(".found")).to_contain_text("35 items")
         assert seen.violations() == []
         seen.page.locator(".wall a").first.click()
         expect(seen.page.locator("dialog pre")).to_be_attached()

@@ -180,7 +180,7 @@
       ],
       series: [
         {},
-        { fill: () => stripes(colours.risk), stroke: colours.risk, width: daily ? 0 : 1, points: { show: false }, ...(daily ? { paths: uPlot.paths.bars({ size: [0.72, 56], radius: 0.12 }) } : { paths: uPlot.paths.stepped({ align: 1 }) }) },
+        { show: everything.risk > 0, fill: () => stripes(colours.risk), stroke: colours.risk, width: daily ? 0 : 1, points: { show: false }, ...(daily ? { paths: uPlot.paths.bars({ size: [0.72, 56], radius: 0.12 }) } : { paths: uPlot.paths.stepped({ align: 1 }) }) },
         { fill: daily ? colours.spent : `color-mix(in srgb, ${colours.spent} 30%, ${colours.surface})`, stroke: colours.spent, width: daily ? 0 : 2, points: { show: false }, ...(daily ? { paths: uPlot.paths.bars({ size: [0.72, 56], radius: 0.12 }) } : { paths: uPlot.paths.stepped({ align: 1 }) }) },
         { stroke: colours.cap, width: 2, dash: [6, 4], points: { show: false }, show: capFits },
       ],
@@ -298,6 +298,31 @@
       legend([["spent", "of use"], ["failed", "waste"], ["risk", "at risk"]]));
   };
 
+  // --- plan against actual ----------------------------------------------------------------------------------------
+
+  const plansCard = () => {
+    const range = (plan) => {
+      const all = Math.max(plan.forecast[2], plan.held_micros, 1) * 1.04;
+      const at = (micros) => `${(100 * micros) / all}%`;
+      return el("div", { class: "range", "aria-hidden": "true" },
+        el("span", { class: "likely", style: { left: at(plan.forecast[0]), width: at(plan.forecast[2] - plan.forecast[0]) } }),
+        el("span", { class: "actual", style: { left: at(plan.held_micros) } }));
+    };
+    const verdict = (plan) => {
+      if (plan.images < plan.to_make && plan.held_micros < plan.forecast[0]) return `${count(plan.images)} of ${count(plan.to_make)} made so far`;
+      return plan.held_micros < plan.forecast[0] ? "below" : plan.held_micros > plan.forecast[2] ? "above" : "within";
+    };
+    return card("Plan against actual", { note: "What each plan forecast (tenth to ninetieth percentile), and what came of it until the next." }, nb.table([
+      { title: "Plan", of: (plan) => el("code", {}, plan.hash), head: true },
+      { title: "Made", of: (plan) => nb.instant(plan.created_at) },
+      { title: "Images", of: (plan) => `${count(plan.images)} of ${count(plan.to_make)}`, num: true },
+      { title: "Forecast", of: (plan) => `${usd(plan.forecast[0])} – ${usd(plan.forecast[2])}`, num: true },
+      { title: hidden("Bar"), of: range, class: "barcell" },
+      { title: "Actual", of: (plan) => el("span", { title: exactUsd(plan.held_micros) }, usd(plan.held_micros)), num: true },
+      { title: "Actual is", of: verdict },
+    ], data.plans.toReversed(), { label: "Plans against actual" }));
+  };
+
   // --- failures ---------------------------------------------------------------------------------------------------
 
   const failuresCard = () => {
@@ -386,5 +411,5 @@
     tile("At risk", usd(everything.risk), "outcome unknown, may be billed"),
   );
   fill(report, tiles, totals.attempts ? spendingCard() : null, el("div", { class: "grid two" }, capsCard(), statusCard()), breakdownCard(),
-    el("div", { class: "grid two" }, boughtCard(), latencyCard()), failuresCard());
+    el("div", { class: "grid two" }, boughtCard(), latencyCard()), data.plans.length > 0 && plansCard(), failuresCard());
 })();
