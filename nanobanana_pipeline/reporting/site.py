@@ -67,18 +67,26 @@ class SiteFolder:
 
         `keep` are the further scripts that it may load. Returns the page's location.
         """
-        for asset in _ASSETS:
-            self._write_if_changed(f"assets/{asset}", _STATIC.joinpath(asset).read_bytes())
-        template = _STATIC.joinpath(f"{page}.html").read_text(encoding="utf-8")
         # The page comes last: whatever it names is there already.
-        self._write_if_changed(f"{page}.html", template.replace("{{data}}", data).encode())
+        self._write_template(page, data)
         self._remove_stale(page, {data, *keep})
         return self.location(f"{page}.html")
 
     def write_index(self) -> str:
         """Write the page that a server shows first; its location."""
-        self._write_if_changed("index.html", _STATIC.joinpath("index.html").read_bytes())
+        self._write_template("index")
         return self.location("index.html")
+
+    def _write_template(self, page: str, data: str = "") -> None:
+        version = hashlib.sha256()
+        for asset in _ASSETS:
+            content = _STATIC.joinpath(asset).read_bytes()
+            version.update(content)
+            self._write_if_changed(f"assets/{asset}", content)
+        template = _STATIC.joinpath(f"{page}.html").read_text(encoding="utf-8")
+        # Behind a server, a browser could keep last month's script and give it this month's data.
+        filled = template.replace("{{version}}", version.hexdigest()[:12]).replace("{{data}}", data)
+        self._write_if_changed(f"{page}.html", filled.encode())
 
     def _write_if_changed(self, name: str, data: bytes) -> None:
         try:

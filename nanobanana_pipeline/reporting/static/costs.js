@@ -153,18 +153,17 @@
     const cap = data.caps.find((one) => one.kind === "day").cap;
     const { step, points } = overTime();
     const daily = step === DAY_MS;
-    const when = (at) => (daily ? new Date(at).toISOString().slice(0, 10) : nb.instant(at));
+    const when = (at) => new Date(at).toISOString().slice(0, daily ? 10 : step < 60_000 ? 19 : 16).replace("T", " ");
     // Within few days the sum so far says more than a row of minutes.
-    const drawn = [];
+    const drawn = daily ? [] : [{ at: points[0].at, images: 0, cost: 0, risk: 0 }];
     for (const point of points) {
-      const before = daily ? { cost: 0, risk: 0 } : drawn.at(-1) ?? { cost: 0, risk: 0 };
-      drawn.push({ ...point, cost: before.cost + point.cost, risk: before.risk + point.risk });
+      const before = daily ? { cost: 0, risk: 0 } : drawn.at(-1);
+      // Flat where nothing was spent, and not a slope from one run to the next.
+      if (!daily && before.at < point.at) drawn.push({ ...before, at: point.at, images: 0 });
+      // A sum so far is that of the end of its step.
+      drawn.push({ ...point, at: point.at + (daily ? 0 : step), cost: before.cost + point.cost, risk: before.risk + point.risk });
     }
-    const oneDay = points.length && new Date(points[0].at).toISOString().slice(0, 10) === new Date(points.at(-1).at).toISOString().slice(0, 10);
-    if (!daily && drawn.length) {
-      // From nothing, and to the end of the last step.
-      drawn.unshift({ at: points[0].at - step, images: 0, cost: 0, risk: 0 });
-    }
+    const oneDay = new Date(points[0].at).toISOString().slice(0, 10) === new Date(points.at(-1).at).toISOString().slice(0, 10);
     const highest = Math.max(...drawn.map((point) => point.cost + point.risk), 0);
     const capFits = (daily || oneDay) && cap <= 4 * highest;
     const label = `${daily ? "Spending by day" : "Sum of spending over time"}: at most ${usd(highest)}${daily ? " in a day" : ""}`;
@@ -178,10 +177,12 @@
             : new Date(at * 1000).toISOString().slice(11, step < 60_000 ? 19 : 16))) },
         { ...axis, size: 64, values: dollars },
       ],
+      // Bars stand behind one another; of areas, only what lies between the two is striped.
+      bands: daily ? [] : [{ series: [1, 2], fill: () => stripes(colours.risk) }],
       series: [
         {},
-        { show: everything.risk > 0, fill: () => stripes(colours.risk), stroke: colours.risk, width: daily ? 0 : 1, points: { show: false }, ...(daily ? { paths: uPlot.paths.bars({ size: [0.72, 56], radius: 0.12 }) } : { paths: uPlot.paths.stepped({ align: 1 }) }) },
-        { fill: daily ? colours.spent : `color-mix(in srgb, ${colours.spent} 30%, ${colours.surface})`, stroke: colours.spent, width: daily ? 0 : 2, points: { show: false }, ...(daily ? { paths: uPlot.paths.bars({ size: [0.72, 56], radius: 0.12 }) } : { paths: uPlot.paths.stepped({ align: 1 }) }) },
+        { show: everything.risk > 0, fill: daily ? () => stripes(colours.risk) : undefined, stroke: colours.risk, width: daily ? 0 : 1, points: { show: false }, paths: daily ? uPlot.paths.bars({ size: [0.72, 56], radius: 0.12 }) : uPlot.paths.linear() },
+        { fill: daily ? colours.spent : `color-mix(in srgb, ${colours.spent} 30%, ${colours.surface})`, stroke: colours.spent, width: daily ? 0 : 2, points: { show: false }, paths: daily ? uPlot.paths.bars({ size: [0.72, 56], radius: 0.12 }) : uPlot.paths.linear() },
         { stroke: colours.cap, width: 2, dash: [6, 4], points: { show: false }, show: capFits },
       ],
     }), [
