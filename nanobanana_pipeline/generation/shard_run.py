@@ -25,7 +25,7 @@ from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import statement
 from nanobanana_pipeline.ledger.budget import Caps
 from nanobanana_pipeline.ledger.entries import Worker
-from nanobanana_pipeline.ledger.leases import Lease
+from nanobanana_pipeline.ledger.leases import Lease, LeaseLostError
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.ledger.work import Rerun
 from nanobanana_pipeline.model_specs.kinds import ErrorKind
@@ -80,8 +80,8 @@ def generate_shard(
     """Work a shard off and write its tables, whatever happens on the way.
 
     `on_report` is called with the report before anything is raised. Raises `RunInterruptedError` after a graceful
-    stop, and `UserError` when the provider stops the run (a wrong key, an empty account) or the catalogue seems to be
-    renamed.
+    stop, and `UserError` when the provider stops the run (a wrong key, an empty account), the lease was lost, or the
+    catalogue seems to be renamed.
     """
     stop = stop or StopSwitch()
     began = time.monotonic()
@@ -97,7 +97,7 @@ def generate_shard(
                     _work(workspace, shard, open_provider, options, lease, report.tally, stop, on_progress)
                 )
             report.interrupted = engine.stopped and stop.thrown
-        except (RunStoppedError, UserError) as error:
+        except (RunStoppedError, LeaseLostError, UserError) as error:
             report.failure = error
         finally:
             lease.release()
@@ -108,6 +108,11 @@ def generate_shard(
         on_report(report)
     if isinstance(report.failure, RunStoppedError):
         raise UserError(_explained(report.failure)) from None
+    if isinstance(report.failure, LeaseLostError):
+        raise UserError(
+            f"{report.failure} (did this machine sleep, or the ledger not answer?); nothing was sent after that: "
+            "run again, and it goes on from there"
+        ) from None
     if report.failure is not None:
         raise report.failure
     if report.interrupted:

@@ -20,7 +20,7 @@ PATIENCE = Patience(
     submit_backoff_s=0.02,
     download_backoff_s=0.02,
     not_found_s=1.0,
-    lease_s=2.0,
+    lease_s=6.0,
     submit_timeout_s=3.0,
     margin_s=0.5,
 )
