@@ -146,12 +146,17 @@ def by_label(connection: Connection) -> Iterator[Mapping[str, Any]]:
         labels = sa.func.json_each_text(sa.cast(_items.c.labels, sa.JSON)).table_valued("key", "value").lateral("label")
     else:
         labels = sa.func.json_each(_items.c.labels).table_valued("key", "value", name="label")
-    value = sa.cast(labels.c.value, sa.Text)
+    # By name in GROUP BY as well: written out twice, their bound parameters would be different ones to PostgreSQL.
+    groups = [
+        labels.c.key.label("name"),
+        sa.cast(labels.c.value, sa.Text).label("value"),
+        _outcome().label("outcome"),
+    ]
     sums = (
-        sa.select(labels.c.key.label("name"), value.label("value"), _outcome().label("outcome"), *_sums(connection))
+        sa.select(*groups, *_sums(connection))
         .select_from(_attempts.join(_items, _items.c.item_id == _attempts.c.item_id).join(labels, sa.true()))
         .where(_items.c.labels.is_not(None))
-        .group_by(labels.c.key, value, _outcome())
+        .group_by(*groups)
         .subquery()
     )
     # The same label by its total over all outcomes, to say which values are the costliest.
@@ -301,7 +306,6 @@ def _outcome() -> sa.ColumnElement[str]:
 
 
 def _word(outcome: Outcome) -> sa.ColumnElement[str]:
-    # A literal: PostgreSQL would take bound parameters for different ones in SELECT and GROUP BY.
     return sa.literal_column(f"'{outcome}'")
 
 
