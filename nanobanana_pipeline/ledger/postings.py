@@ -261,8 +261,10 @@ class Postings:
         self._set_item(attempt, before, then, note)
         return True
 
-    def correct(self, attempt_id: str, cost_micros: int, cost_source: str) -> str | None:
-        """Enter what a closed attempt did cost after all, as an invoice says; returns its shard.
+    def correct(
+        self, attempt_id: str, cost_micros: int, cost_source: str, price_version: str | None = None
+    ) -> str | None:
+        """Enter what a closed attempt did cost after all, by an invoice or other prices; returns its shard.
 
         An abandoned attempt is then at risk no longer. None, with nothing changed, for an attempt that was refused or
         is still open (its own answer will settle it), and when it is in the book like that already.
@@ -271,12 +273,14 @@ class Postings:
         row = self.connection.execute(self._database.lock_rows(query)).one_or_none()
         if row is None or AttemptState(row.state) not in _CORRECTABLE:
             return None
-        if (row.cost_micros, row.at_risk_micros, row.cost_source) == (cost_micros, 0, cost_source):
+        version = price_version or row.price_version
+        facts = (cost_micros, 0, cost_source, version)
+        if (row.cost_micros, row.at_risk_micros, row.cost_source, row.price_version) == facts:
             return None
         self.connection.execute(
             _attempts.update()
             .where(_attempts.c.attempt_id == attempt_id)
-            .values(cost_micros=cost_micros, at_risk_micros=0, cost_source=cost_source)
+            .values(cost_micros=cost_micros, at_risk_micros=0, cost_source=cost_source, price_version=version)
         )
         change = Holding(spent=cost_micros - row.cost_micros, at_risk=-row.at_risk_micros)
         self._counters.change(scopes_of(row.day, row.catalogue, row.run_scope), change)
