@@ -1,0 +1,96 @@
+"""Restating costs after a price change: attempts that were priced by a list get the price that the lists say now.
+
+What the provider or an invoice said stays. A price file that is given late (NANOBANANA_PRICES) so reaches back to the
+work that was done before it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import islice
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+
+from nanobanana_pipeline.generation.publishing import publish_shard
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.states import AttemptState
+from nanobanana_pipeline.model_specs.pricing import Cost, Usage, cost_of
+from nanobanana_pipeline.reporting.costs import publish_cost_daily
+
+_attempts = schema.attempts
+
+_A_TRANSACTION: Final = 500
+"""Attempts corrected at once: running engines wait no longer than for one of their own commits."""
+_PRICED: Final = (AttemptState.STORED.value, AttemptState.UNUSABLE.value, AttemptState.FAILED.value)
+
+
+@dataclass(slots=True)
+class Repricing:
+    """How many attempts changed, and what they cost before and after (micro-dollars)."""
+
+    attempts: int = 0
+    before_micros: int = 0
+    after_micros: int = 0
+
+
+def reprice(workspace: Workspace) -> Repricing:
+    """Price every closed attempt anew that a price list priced, and write the tables of what changed."""
+    report = Repricing()
+    shards: set[str] = set()
+    changes = _changes(workspace)
+    while chunk := list(islice(changes, _A_TRANSACTION)):
+        shards |= _enter(workspace, chunk, report)
+    for shard in sorted(shards):
+        publish_shard(workspace, shard)
+    if shards:
+        publish_cost_daily(workspace)
+    return report
+
+
+def _changes(workspace: Workspace) -> Iterator[tuple[Any, Cost]]:
+    """Attempts whose price is another now, with it."""
+    query = (
+        sa.select(_attempts)
+        .where(
+            _attempts.c.cost_source == "price_list",
+            _attempts.c.state.in_(_PRICED),
+            _attempts.c.model == workspace.spec.name,
+        )
+        .order_by(_attempts.c.attempt_id)
+        .limit(_A_TRANSACTION)
+    )
+    last = ""
+    while True:
+        # A page at a time: a reader that stays open would be in the way of the corrections themselves.
+        with workspace.ledger.database.read() as connection:
+            rows = connection.execute(query.where(_attempts.c.attempt_id > last)).all()
+        if not rows:
+            return
+        last = rows[-1].attempt_id
+        for row in rows:
+            cost = _price(workspace, row)
+            if (cost.micros, cost.price_version) != (row.cost_micros, row.price_version):
+                yield row, cost
+
+
+def _price(workspace: Workspace, row: Any) -> Cost:
+    usage = Usage(row.prompt_tokens, row.completion_tokens, row.total_tokens)
+    images = len(orjson.loads(row.urls or "[]"))
+    day = date.fromisoformat(row.day)
+    return cost_of(workspace.spec, usage, resolution=row.resolution, images=images, day=day)
+
+
+def _enter(workspace: Workspace, chunk: Sequence[tuple[Any, Cost]], report: Repricing) -> set[str]:
+    shards: set[str] = set()
+    with workspace.ledger.posting() as postings:
+        for row, cost in chunk:
+            shard = postings.correct(row.attempt_id, cost.micros, cost.source, cost.price_version)
+            if shard is not None:
+                shards.add(shard)
+                report.attempts += 1
+                report.before_micros += row.cost_micros
+                report.after_micros += cost.micros
+    return shards

@@ -1,0 +1,52 @@
+"""A price file that comes late, and reaches back."""
+
+from collections.abc import Callable
+from decimal import Decimal
+
+import pytest
+
+from nanobanana_pipeline.model_specs.loader import load_spec
+from nanobanana_pipeline.reporting.costs import summary
+from nanobanana_pipeline.reporting.repricing import reprice
+from nanobanana_pipeline_tests.reporting.conftest import World, rows
+
+HALF = """
+[[prices]]
+version = "negotiated"
+valid_from = 2026-01-01
+currency = "USD"
+source = "our contract"
+input_per_million = 0.25
+text_output_per_million = 1.50
+image_output_per_million = 30.00
+image_per_resolution = { "0.5K" = 0.02241, "1K" = 0.0336, "2K" = 0.0504, "4K" = 0.0756 }
+"""
+
+
+def test_prices_that_come_late_restate_what_was_priced_by_a_list(world: Callable[..., World]) -> None:
+    """And nothing else: what the provider itself said it cost is no matter of lists."""
+    made = world(faults=[{"contains": "number 1", "fault": "usage_cost", "cost": "0.05"}])
+    made.catalogue("one", rows(4))
+    made.run()
+    before = summary(made.workspace)
+    prices = made.folder / "prices.toml"
+    prices.write_text(HALF)
+    settings = made.workspace.settings.model_copy(update={"prices": str(prices)})
+
+    with made.elsewhere(settings) as workspace:
+        report = reprice(workspace)
+        again = reprice(workspace)
+
+    assert workspace.spec.prices != load_spec().prices
+    after = summary(made.workspace)
+    assert (report.attempts, again.attempts) == (3, 0)
+    assert after.cost_micros == pytest.approx(50_000 + (before.cost_micros - 50_000) / 2, abs=3)
+    assert after.cost_micros - before.cost_micros == report.after_micros - report.before_micros
+    tables = made.workspace.tables
+    totals = {
+        name: sum(tables.read(name).column("cost_usd").to_pylist()) for name in ("attempts", "results", "cost_daily")
+    }
+    assert set(totals.values()) == {Decimal(after.cost_micros).scaleb(-6)}
+    held = [counter.spent for scope, counter in made.workspace.ledger.counters().items() if scope.startswith("day:")]
+    assert held == [after.cost_micros]
+    assert "negotiated" in tables.read("attempts").column("price_version").to_pylist()
