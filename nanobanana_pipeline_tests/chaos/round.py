@@ -33,7 +33,7 @@ SHARD_SIZE: Final = 40
 _PROMPTS_A_KILL: Final = {"engine": 60, "dagster": 160}
 _LONGEST_LIFE_S: Final = {"engine": 1.6, "dagster": 8.0}
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
-_PEACE_TIMEOUT_S: Final = 300
+_PEACE_TIMEOUT_S: Final = 600
 _READ_TABLES: Final = ("results", "attempts", "images")
 
 

@@ -25,7 +25,7 @@ COMMAND = (sys.executable, "-m", "nanobanana_pipeline.cli")
 ON_ITS_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
-LIMIT_S = 110
+LIMIT_S = 200
 
 
 @dataclass(frozen=True, slots=True)
