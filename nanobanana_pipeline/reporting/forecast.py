@@ -75,16 +75,17 @@ def forecast(
     cost = np.zeros(draws)
     attempts = np.zeros(draws)
     by_resolution: dict[str, Floats] = {}
-    pools: dict[int, _Pool] = {}
+    pools: dict[tuple[object, ...], _Pool] = {}
     prior = _Prior(spec, random, draws)
     for kind, wanted in work.items():
         if not wanted.items:
             continue
-        experiences = _of_kind(history.experiences, kind)
+        near, experiences = _of_kind(history.experiences, kind)
         if experiences:
-            key = id(experiences[0]) ^ len(experiences)
-            pool = pools.get(key) or pools.setdefault(key, _Pool(experiences, random, draws))
-            ratios, tries = pool.totals(wanted.items)
+            # Kinds that go by the same experiences must believe the same of them in each simulated run.
+            if near not in pools:
+                pools[near] = _Pool(experiences, random, draws)
+            ratios, tries = pools[near].totals(wanted.items)
         else:
             ratios, tries = prior.totals(wanted.items)
         cost += ratios * wanted.expected_micros / wanted.items
@@ -94,18 +95,18 @@ def forecast(
     return Forecast(_range(cost), _range(duration), _range(attempts), len(history.experiences))
 
 
-def _of_kind(experiences: Sequence[Experience], kind: Kind) -> list[Experience]:
-    """What there is for a kind: of the same, or as near to it as there is enough of. Empty without any experience."""
-    for matches in (
-        lambda other: other == kind,
-        lambda other: other[:2] == kind[:2],
-        lambda other: other.resolution == kind.resolution,
-    ):
-        found = [one for one in experiences if matches(one.kind)]
+def _of_kind(experiences: Sequence[Experience], kind: Kind) -> tuple[tuple[object, ...], list[Experience]]:
+    """What there is for a kind, as near to it as there is enough of, and what these have in common.
+
+    Empty without enough of any kind. Costs are multiples of what the spec expects, so what was seen of one resolution
+    says something of another.
+    """
+    for common in (3, 2, 1, 0):
+        near = tuple(kind[:common])
+        found = [one for one in experiences if one.kind[:common] == near]
         if len(found) >= _ENOUGH:
-            return found
-    # Costs are multiples of what the spec expects, so what was seen of one resolution says something of another.
-    return list(experiences) if len(experiences) >= _ENOUGH else []
+            return near, found
+    return (), []
 
 
 class _Pool:
