@@ -23,7 +23,8 @@ from nanobanana_pipeline.storage.images import BadImage, ImageStore, verify_imag
 
 VerifyMode = Literal["full", "structure"]
 
-FreshUrls = Callable[[], Awaitable[tuple[str, ...]]]
+FreshUrls = Callable[[], Awaitable[tuple[str, ...] | None]]
+"""Asks for URLs that are valid now: () when the task has none any more, None when it could not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Delivery:
         self._slots = asyncio.Semaphore(at_once)
 
     async def deliver(self, attempt: Attempt, request: Request, urls: tuple[str, ...], fresh: FreshUrls) -> Delivered:
-        """Fetch every image of a task. `fresh` polls the task for URLs that are valid now; () when it has none."""
+        """Fetch every image of a task, with URLs that `fresh` asks for when the ones at hand have expired."""
         delivered = Delivered()
         valid = list(urls)
         renewals = 0
@@ -80,7 +81,11 @@ class Delivery:
             outcome = await self._one(attempt, request, valid[index], index + 1)
             while isinstance(outcome, Fault) and outcome.expired and renewals < self._patience.fresh_urls:
                 renewals += 1
-                renewed = await fresh()
+                renewed = await self._renewed(fresh)
+                if renewed is None:
+                    # One lost poll once made a paid image unusable for good: not having been answered says nothing.
+                    outcome = Fault(f"{outcome.message}, and no fresh URL could be asked for", lasting=False)
+                    break
                 if len(renewed) <= index:
                     break
                 valid = list(renewed) + valid[len(renewed) :]
@@ -90,6 +95,16 @@ class Delivery:
             else:
                 delivered.images.append(outcome)
         return delivered
+
+    async def _renewed(self, fresh: FreshUrls) -> tuple[str, ...] | None:
+        """Fresh URLs, with every try that a poll deserves."""
+        for number in range(1, self._patience.download_tries + 1):
+            urls = await fresh()
+            if urls is not None:
+                return urls
+            if number < self._patience.download_tries:
+                await self._back_off(number)
+        return None
 
     async def _one(self, attempt: Attempt, request: Request, url: str, n: int) -> dict[str, Any] | Fault:
         """One image from one URL, with every try that the URL deserves."""
@@ -121,9 +136,12 @@ class Delivery:
                 if fault.lasting:
                     return fault
             if attempt_number < self._patience.download_tries:
-                first_s = self._patience.download_backoff_s
-                await asyncio.sleep(backoff_s(attempt_number, first_s=first_s, longest_s=25 * first_s))
+                await self._back_off(attempt_number)
         return fault
+
+    async def _back_off(self, number: int) -> None:
+        first_s = self._patience.download_backoff_s
+        await asyncio.sleep(backoff_s(number, first_s=first_s, longest_s=25 * first_s))
 
     def _verify_and_store(
         self, attempt: Attempt, request: Request, downloaded: Downloaded, n: int, url: str

@@ -400,12 +400,12 @@ class Lifecycle:
         self._tally.failed_with(ErrorKind.BAD_OUTPUT)
         return None
 
-    async def _fresh_urls(self, attempt: Attempt) -> tuple[str, ...]:
-        """The task's result URLs as they are now."""
+    async def _fresh_urls(self, attempt: Attempt) -> tuple[str, ...] | None:
+        """The task's result URLs as they are now; None when it could not be asked."""
         answer = await self._provider.poll(attempt.task_id or "")
         attempt.polls += 1
         self._tally.polls += 1
-        return () if isinstance(answer, PollError) else answer.task.image_urls
+        return None if isinstance(answer, PollError) else answer.task.image_urls
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,9 @@ def main() -> int:
         )
         say(line)
         totals.setdefault(f"{through} on {database}", Counter()).update(verdict.figures)
-        failures += [f"seed {seed} ({folder}): {message}" for message in verdict.failures]
+        for message in verdict.failures:
+            say(f"FAILED {message} (see {folder})")
+            failures.append(f"seed {seed} ({folder}): {message}")
         if not verdict.failures:
             shutil.rmtree(folder)
     _print_table(totals)

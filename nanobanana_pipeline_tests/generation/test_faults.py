@@ -192,6 +192,26 @@ def test_a_host_that_was_out_of_order_gives_the_image_in_the_next_run(pipeline: 
     pipeline.assert_books_agree()
 
 
+@pytest.mark.parametrize(("lost_polls", "first_status"), [(2, "succeeded"), (5000, "in_flight")])
+def test_an_expired_url_and_a_lost_poll_together_cost_no_image(
+    pipeline: Pipeline, lost_polls: int, first_status: str
+) -> None:
+    """A chaos run found it: the one poll for a fresh URL was lost, and a paid image was given up for good."""
+    # At once complete, so that the only polls are those for a fresh URL.
+    faults = [{"fault": "fast_path"}, {"fault": "url_expired"}, {"fault": "poll_500", "times": lost_polls}]
+    pipeline.simulator.set_faults([{"prompt": "harbour", **fault} for fault in faults])
+    pipeline.write([{"prompt_id": "harbour", "prompt": "harbour"}])
+    pipeline.run()
+    (row,) = pipeline.results().values()
+    assert row["status"] == first_status
+    pipeline.simulator.set_faults([])
+    pipeline.run()
+    (row,) = pipeline.results().values()
+    assert row["status"] == "succeeded"
+    assert pipeline.accepted() == ["harbour"]
+    pipeline.assert_books_agree()
+
+
 def test_bytes_that_were_paid_for_and_are_no_image_are_kept(pipeline: Pipeline) -> None:
     """Evidence for a claim against the provider."""
     run_cases(pipeline, [Case("image_html", "", "")])
