@@ -17,10 +17,12 @@ from sqlalchemy.exc import DBAPIError
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.migrations import upgrade
 
 Ts = TypeVarTuple("Ts")
 
 BUSY_TIMEOUT_S = 60
+_VERSION_KEY = "schema_version"
 _RETRY_SQLSTATES = {"40001", "40P01"}
 
 
@@ -45,19 +47,41 @@ class Database:
         """Where it is, without the password."""
         return self._url.render_as_string(hide_password=True)
 
-    def create_schema(self) -> None:
-        """Make what tables are missing; safe for several processes at once. Raises `UserError` when out of reach."""
+    def prepare(self) -> None:
+        """Make the tables, or bring those of an earlier version up to date; safe for several processes at once.
+
+        Raises `UserError` when it is out of reach, or was written by a later version.
+        """
         try:
-            with self.write() as connection:
-                if self.dialect == "postgresql":
-                    # Two processes that both create a table race on PostgreSQL's catalogue, IF NOT EXISTS or not.
-                    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7202611)")
-                schema.metadata.create_all(connection)
+            with self.read() as connection:
+                current = _version(connection) == schema.SCHEMA_VERSION
+            # Looking needs no write lock: `status` must answer beside a writer that holds it.
+            if not current:
+                with self.write() as connection:
+                    self._bring_up_to_date(connection)
         except DBAPIError as error:
             raise UserError(
                 f"the ledger at {self.place} can't be opened "
                 f"({_first_line(error)}); check NANOBANANA_LEDGER_URL and that the place can be written to"
             ) from None
+
+    def _bring_up_to_date(self, connection: Connection) -> None:
+        if self.dialect == "postgresql":
+            # Two processes that both create a table race on PostgreSQL's catalogue, IF NOT EXISTS or not.
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7202611)")
+        found, wanted = _version(connection), schema.SCHEMA_VERSION
+        if found is not None and found > wanted:
+            raise UserError(
+                f"the ledger {self.place} has schema version {found}, and this program knows {wanted}: "
+                "use the version of nanobanana_pipeline that wrote it, or a later one"
+            )
+        if found is None:
+            schema.metadata.create_all(connection)
+        else:
+            upgrade(connection, found, wanted)
+        row = {"key": _VERSION_KEY, "value": str(wanted)}
+        entry = self.upsert(schema.meta).values(row)
+        connection.execute(entry.on_conflict_do_update(index_elements=["key"], set_={"value": row["value"]}))
 
     @contextmanager
     def read(self) -> Generator[Connection]:
@@ -99,6 +123,15 @@ class Database:
 def is_transient(error: DBAPIError) -> bool:
     """Whether the same transaction may succeed when it is run again: a deadlock or a serialisation failure."""
     return getattr(error.orig, "sqlstate", None) in _RETRY_SQLSTATES
+
+
+def _version(connection: Connection) -> int | None:
+    """The schema version of a ledger; None while there is none."""
+    if not sa.inspect(connection).has_table(schema.meta.name):
+        return None
+    query = sa.select(schema.meta.c.value).where(schema.meta.c.key == _VERSION_KEY)
+    # Version 1 made its tables in one transaction and said so in the next, and may have died in between.
+    return int(connection.execute(query).scalar_one_or_none() or 1)
 
 
 def _sqlite_engine(url: sa.URL) -> Engine:

@@ -45,8 +45,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.url = url
         self.database = Database(url)
-        self.database.create_schema()
-        self._check_version()
+        self.database.prepare()
         self._writer: GroupCommit | None = None
 
     def __enter__(self) -> Self:
@@ -87,17 +86,6 @@ class Ledger:
             f"and this run would add {stamp.mode} work of {stamp.origin}: set NANOBANANA_OUTPUT to another folder "
             "(and NANOBANANA_LEDGER_URL to another ledger, if it is set)"
         )
-
-    def _check_version(self) -> None:
-        with self.database.write() as connection:
-            row = {"key": "schema_version", "value": str(schema.SCHEMA_VERSION)}
-            connection.execute(self.database.upsert(schema.meta).on_conflict_do_nothing(), row)
-            found = _meta(connection, "schema_version")
-        if found != str(schema.SCHEMA_VERSION):
-            raise UserError(
-                f"the ledger {self.database.place} has schema version {found}, "
-                f"and this program knows {schema.SCHEMA_VERSION}: use the version of nanobanana_pipeline that wrote it"
-            )
 
     # --- catalogues --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 
 from nanobanana_pipeline.ledger.states import OPEN_STATES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""A change of the tables below is a step in `migrations` and one more here."""
 
 metadata = sa.MetaData()
 
@@ -60,6 +61,8 @@ items = sa.Table(
     sa.Column("shard", _Text, nullable=False),
     # Order of first registration within the catalogue: the order of work, and the key that pages of work go by.
     sa.Column("position", _Big, nullable=False),
+    # Higher first; of the same priority, in the order of position.
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
     sa.Column("request_hash", _Text, nullable=False),
     sa.Column("campaign", _Text),
     sa.Column("labels", _Text),
@@ -99,6 +102,8 @@ attempts = sa.Table(
     sa.Column("root_run_id", _Text, nullable=False),
     # The counter that a cap on one run goes by; all shards of one `nanobanana run` share it.
     sa.Column("run_scope", _Text, nullable=False),
+    # The plan that a person approved for it; null where none was needed.
+    sa.Column("plan_hash", _Text),
     sa.Column("owner", _Text, nullable=False),
     sa.Column("state", _Text, nullable=False),
     sa.Column("first_status", _Text),

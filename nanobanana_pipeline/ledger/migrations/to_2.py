@@ -1,0 +1,10 @@
+"""Version 2: the order of work by priority, and which approved plan an attempt was made under."""
+
+import sqlalchemy as sa
+from alembic.operations import Operations
+
+
+def upgrade(operations: Operations) -> None:
+    """Add the columns, with defaults for what a process of version 1 still enters."""
+    operations.add_column("items", sa.Column("priority", sa.Integer, nullable=False, server_default="0"))
+    operations.add_column("attempts", sa.Column("plan_hash", sa.Text))
