@@ -45,7 +45,11 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.url = url
         self.database = Database(url)
-        self.database.prepare()
+        try:
+            self.database.prepare()
+        except UserError:
+            self.database.dispose()
+            raise
         self._writer: GroupCommit | None = None
 
     def __enter__(self) -> Self:

@@ -1,7 +1,8 @@
 """The process that is killed: refreshes the catalogue and works every shard off, again and again, without Dagster.
 
-Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, so that a killer does not spend
-its kills on Python's start-up, and `idle` when there is nothing left to do.
+Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, `working` when it begins with the
+first shard, and `idle` when there is nothing left to do: a killer counts from there, and does not spend its kills on
+Python's start-up.
 """
 
 import sys
@@ -29,14 +30,14 @@ TIMEOUTS = Timeouts(connect_s=1.0, submit_s=3.0, poll_s=3.0, download_s=10.0, id
 
 def main(run: str) -> None:
     """Work until nothing is left that a run could do something about."""
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    _say("ready")
     settings = load_settings()
     with Workspace.open(settings) as workspace:
         workspace.tables.repair()
         refresh(workspace)
         for shard in stale_shards(workspace):
             publish_shard(workspace, shard)
+        _say("working")
         for work in workspace.ledger.shard_work():
             if work.left:
                 generate_shard(
@@ -47,7 +48,11 @@ def main(run: str) -> None:
                     ),
                     RunOptions(run, run, run, patience=PATIENCE),
                 )
-    sys.stdout.write("idle\n")
+    _say("idle")
+
+
+def _say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
     sys.stdout.flush()
 
 
