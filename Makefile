@@ -16,7 +16,7 @@ WORKERS ?= auto
 PORT ?= 3000
 ARGS ?=
 
-.PHONY: help setup demo test check ui bench chaos constraints clean
+.PHONY: help setup demo test check ui bench chaos endurance constraints clean
 
 help: ## Print these targets
 	@echo "make <target>:"
@@ -63,6 +63,9 @@ bench: $(INSTALLED) ## Measure: time, CPU, memory and bytes for each item
 
 chaos: $(INSTALLED) ## Kill runs at KILLS=1000 random points and hold the ledger against the provider's book
 	@$(BIN)/python -m nanobanana_pipeline_tests.chaos --kills $(KILLS) $(ARGS)
+
+endurance: $(INSTALLED) ## Work 200,000 items of mixed faults off in one process, and watch its memory (an hour)
+	@$(BIN)/python -m nanobanana_pipeline_tests.chaos.endurance $(ARGS)
 
 constraints: ## Resolve the newest allowed versions and write constraints.txt anew
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && echo "resolving (some minutes)…" && \

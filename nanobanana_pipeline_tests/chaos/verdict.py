@@ -3,7 +3,8 @@
 1. A request is billed more than once without a person having asked for it.
 2. An image that was billed, and that the provider could deliver, is not on disk with its hash, or not in the tables.
 3. A row stands twice in `results`, `attempts` or `images`.
-4. An attempt's cost is not the book's, or a billed call is covered by neither a cost nor money at risk.
+4. An attempt's cost is not the book's, or a billed call is covered by neither a cost nor money at risk. (What is at
+   risk is the price of the image that was asked for: nobody can foresee that the provider will make several.)
 5. The budget counters are not the sums over the attempts.
 6. There are more unknown outcomes than submits in the air at the kills, plus those whose answers the provider lost.
 7. A reader beside the run ever found a table that it could not read.
@@ -84,13 +85,14 @@ def _money(
 ) -> None:
     by_id = {row["attempt_id"]: row for row in attempts}
     billed = {row["idempotency_key"]: Decimal(row["cost_usd"]) for row in book if row["event"] == "billed"}
+    images = {row["idempotency_key"]: max(1, row["images"]) for row in book if row["event"] == "billed"}
     for attempt_id, cost in billed.items():
         attempt = by_id.get(attempt_id)
         if attempt is None:
             verdict.fail(f"billed, and in no row: attempt {attempt_id}")
         elif attempt["at_risk_usd"] == 0 and attempt["cost_usd"] != cost:
             verdict.fail(f"attempt {attempt_id} ({attempt['state']}) says {attempt['cost_usd']}, the book {cost}")
-        elif attempt["at_risk_usd"] and attempt["at_risk_usd"] < cost:
+        elif attempt["at_risk_usd"] and attempt["at_risk_usd"] * images[attempt_id] < cost:
             verdict.fail(f"attempt {attempt_id}: {cost} billed, only {attempt['at_risk_usd']} at risk")
     for attempt_id, attempt in by_id.items():
         if attempt["cost_usd"] and attempt_id not in billed:

@@ -28,10 +28,11 @@ PATIENCE = Patience(
 TIMEOUTS = Timeouts(connect_s=1.0, submit_s=3.0, poll_s=3.0, download_s=10.0, idle_s=3.0)
 
 
-def main(run: str) -> None:
-    """Work until nothing is left that a run could do something about."""
+def work_off(run: str, patience: Patience, timeouts: Timeouts, *, limit: int | None = None) -> None:
+    """Work until nothing is left that a run could do something about; `limit` is of new attempts in each shard."""
     _say("ready")
     settings = load_settings()
+    options = RunOptions(run, run, run, limit=limit, patience=patience)
     with Workspace.open(settings) as workspace:
         workspace.tables.repair()
         refresh(workspace)
@@ -44,9 +45,9 @@ def main(run: str) -> None:
                     workspace,
                     work.shard,
                     lambda: HttpProvider(
-                        workspace.spec, settings.api_key, base_url=settings.base_url, timeouts=TIMEOUTS
+                        workspace.spec, settings.api_key, base_url=settings.base_url, timeouts=timeouts
                     ),
-                    RunOptions(run, run, run, patience=PATIENCE),
+                    options,
                 )
     _say("idle")
 
@@ -58,6 +59,6 @@ def _say(word: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        work_off(sys.argv[1], PATIENCE, TIMEOUTS)
     except UserError as error:
         sys.exit(f"worker: {error}")
