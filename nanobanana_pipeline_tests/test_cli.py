@@ -66,6 +66,9 @@ def entry_group() -> click.Group:
         (["import", "nothing.csv"], "nothing.csv"),
         (["simulator", "--port", "x"], "--port"),
         (["run"], "nanobanana demo"),
+        (["approve", "3f2a"], "nothing was done"),
+        (["reconcile", "may.csv"], "nothing was done"),
+        (["export"], "nothing was done"),
     ],
 )
 def test_what_can_not_be_done_is_said_and_exit_1(here: Place, arguments: list[str], said: str) -> None:

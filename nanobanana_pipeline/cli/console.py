@@ -10,6 +10,9 @@ import click
 
 _DOLLAR: Final = 1_000_000
 
+NEEDS_ATTENTION: Final = 3
+"""Exit code: finished, but some item is failed, unknown, deferred or in flight elsewhere, or something differs."""
+
 
 def say(text: str = "") -> None:
     """A line of the result."""
@@ -49,6 +52,18 @@ def usd_text(micros: int) -> str:
     from nanobanana_pipeline.ledger import budget
 
     return budget.usd(micros)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: 812 kB, 3.4 GB."""
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 1000**power:
+            return (
+                f"{count / 1000**power:.1f} {unit}"
+                if count < 10 * 1000**power
+                else f"{count / 1000**power:,.0f} {unit}"
+            )
+    return f"{count} bytes"
 
 
 def counted(count: int, thing: str) -> str:

@@ -80,6 +80,15 @@ def has_ledger(settings: "Settings") -> bool:
     return url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
 
 
+def require_ledger(settings: "Settings") -> None:
+    """Raise `UserError` where nothing was done yet, so that asking about it makes nothing."""
+    if not has_ledger(settings):
+        from nanobanana_pipeline.errors import UserError
+
+        first = "demo" if settings.simulated else "run"
+        raise UserError(f"nothing was done in {settings.workspace} yet: nanobanana {first}, or set NANOBANANA_OUTPUT")
+
+
 def _say_standing(now: "Standing", settings: "Settings") -> None:
     mode = "nothing run yet" if now.stamp is None else f"{now.stamp.mode}, {now.stamp.origin}"
     say(f"{settings.workspace} ({mode})")

@@ -16,7 +16,7 @@ from typing import TextIO
 import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
-from nanobanana_pipeline.cli import care, catalogues, looking, money, service, work
+from nanobanana_pipeline.cli import care, catalogues, looking, money, service, sharing, work
 from nanobanana_pipeline.cli.console import complain
 from nanobanana_pipeline.errors import UserError
 
@@ -75,6 +75,7 @@ for _command in (
     *catalogues.COMMANDS,
     *looking.COMMANDS,
     *money.COMMANDS,
+    *sharing.COMMANDS,
     *care.COMMANDS,
 ):
     nanobanana.add_command(_command)

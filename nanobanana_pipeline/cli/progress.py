@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.generation.tally import Tally
 
 _LINE_EVERY_S: Final = 10.0
+_FIRST_COUNT_S: Final = 2.0
 _WINDOW_S: Final = 60.0
 """The rate is that of the last minute: what was long ago says little of what is to come."""
 
@@ -95,6 +97,20 @@ class ProgressDisplay:
         if bar is not None:
             with suppress(OSError):
                 bar.stop()
+
+
+@contextmanager
+def counting(things: str, *, quiet: bool = False) -> Generator[Callable[[int], None]]:
+    """`tick(count)` says now and then how far something has come whose end is not known; nothing when it is quick."""
+    due = time.monotonic() + _FIRST_COUNT_S
+
+    def tick(count: int) -> None:
+        nonlocal due
+        if not quiet and time.monotonic() >= due:
+            due = time.monotonic() + _LINE_EVERY_S
+            note(f"{count:,} {things} …")
+
+    yield tick
 
 
 class Pace:

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from nanobanana_pipeline.cli import environment, reports
-from nanobanana_pipeline.cli.console import counted, note, say, say_json, warn
+from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, counted, note, say, say_json, warn
 from nanobanana_pipeline.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.orchestration.headless import Order, Outcome
     from nanobanana_pipeline.settings import Settings
-
-NEEDS_ATTENTION = 3
-"""Exit code: finished, but some item is failed, unknown, deferred or in flight elsewhere."""
 
 
 @click.command(short_help="Make every image that is missing (costs money).")

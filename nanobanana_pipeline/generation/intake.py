@@ -97,8 +97,7 @@ def refresh(workspace: Workspace, names: Sequence[str] | None = None) -> Refresh
 
 def _refresh_one(workspace: Workspace, source: CatalogueSource) -> CatalogueReport:
     report = CatalogueReport(source.name)
-    fingerprint = _fingerprint(source, workspace.spec)
-    if workspace.ledger.registered_fingerprint(source.name) == fingerprint:
+    if is_registered(workspace, source):
         return report
     # In a file: a catalogue of a million bad rows must not need the memory of a million messages.
     with tempfile.TemporaryFile() as rejected:
@@ -122,8 +121,13 @@ def _refresh_one(workspace: Workspace, source: CatalogueSource) -> CatalogueRepo
         publish_shard(workspace, shard)
     if report.readable:
         # Last of all: killed before, it is done again, tables included.
-        workspace.ledger.seal(source.name, fingerprint)
+        workspace.ledger.seal(source.name, _fingerprint(source, workspace.spec))
     return report
+
+
+def is_registered(workspace: Workspace, source: CatalogueSource) -> bool:
+    """Whether the ledger and the tables hold a catalogue as its files are now."""
+    return workspace.ledger.registered_fingerprint(source.name) == _fingerprint(source, workspace.spec)
 
 
 def _publish_rejected(workspace: Workspace, catalogue: str, rejected: IO[bytes]) -> None:

@@ -1,26 +1,36 @@
 """A person's word that a costly run may go ahead.
 
 With `NANOBANANA_APPROVE_ABOVE_USD` set, a run whose plan may cost more waits for `nanobanana approve PLAN`, or for a
-cap of its own in the launchpad. An approval is for money: it covers the plan that it names, and what is left of that
-plan after a stop or a crash, but never more than the plan's own upper estimate.
+cap of its own. An approval is for money: it covers the plan that it names, and what is left of that plan after a stop
+or a crash, but never more than the plan's own upper estimate.
+
+Dagster works a plan off in many runs, a shard each. They are judged together, by the plan that was made when their
+catalogue was entered and by how much of it is left; else a plan in a hundred parts would never be asked about.
 """
 
-import time
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import fsspec
 from pydantic import BaseModel, ConfigDict
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger.shard_facts import registered_at
+from nanobanana_pipeline.ledger.states import ItemState
+from nanobanana_pipeline.ledger.work import ShardWork
 from nanobanana_pipeline.reporting import figures
 from nanobanana_pipeline.reporting.costs import shown
-from nanobanana_pipeline.reporting.plan import Plan
+from nanobanana_pipeline.reporting.draft import Wanted
+from nanobanana_pipeline.reporting.plan import Plan, plan_registered
 
 PLANS: Final = "plans"
 """The folder of saved plans and approvals, under the output."""
 
 _MICROS_A_USD: Final = 1_000_000
+_PLANS_KEPT: Final = 100
+"""Plans that nobody approved are made anew with each catalogue; older ones than this go."""
 
 
 class Saved(BaseModel):
@@ -36,20 +46,39 @@ class Saved(BaseModel):
     duration_s: tuple[float, float, float]
     approved_at: int | None = None
 
+    @classmethod
+    def of(cls, plan: Plan) -> "Saved":
+        """What is kept of a plan."""
+        return cls(
+            hash=plan.hash,
+            created_at=plan.created_at,
+            catalogues=tuple(catalogue.name for catalogue in plan.catalogues if catalogue.to_make),
+            to_make=plan.to_make,
+            cost_micros=(round(plan.cost.p10), round(plan.cost.p50), round(plan.cost.p90)),
+            duration_s=(plan.duration_s.p10, plan.duration_s.p50, plan.duration_s.p90),
+        )
+
+    def rest(self, left: int) -> "Saved":
+        """The same plan with so many items left to make, in proportion."""
+        p10, p50, p90 = (round(micros * left / self.to_make) if self.to_make else 0 for micros in self.cost_micros)
+        return self.model_copy(update={"to_make": left, "cost_micros": (p10, p50, p90)})
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What a run may do: pay for what is planned under `plan_hash`, or (`refusal`) only finish what is under way."""
+
+    plan_hash: str | None = None
+    refusal: UserError | None = None
+
 
 def save(workspace: Workspace, plan: Plan) -> Saved:
     """Keep a plan, so that it can be approved, and held against what came of it. An approval that it has stays."""
-    before = next((one for one in saved_plans(workspace) if one.hash == plan.hash), None)
-    kept = Saved(
-        hash=plan.hash,
-        created_at=plan.created_at,
-        catalogues=tuple(catalogue.name for catalogue in plan.catalogues if catalogue.to_make),
-        to_make=plan.to_make,
-        cost_micros=(round(plan.cost.p10), round(plan.cost.p50), round(plan.cost.p90)),
-        duration_s=(plan.duration_s.p10, plan.duration_s.p50, plan.duration_s.p90),
-        approved_at=before.approved_at if before else None,
-    )
+    plans = saved_plans(workspace)
+    before = next((one for one in plans if one.hash == plan.hash), None)
+    kept = Saved.of(plan).model_copy(update={"approved_at": before.approved_at if before else None})
     _write(workspace, kept)
+    _forget(workspace, [one for one in plans if one.approved_at is None][: 1 - _PLANS_KEPT])
     return kept
 
 
@@ -70,36 +99,82 @@ def approve(workspace: Workspace, plan_hash: str) -> Saved:
         known = ", ".join(one.hash for one in plans[-5:]) or "none"
         what = f"{len(matching)} plans begin with" if matching else "there is no plan"
         raise UserError(f"{what} {plan_hash!r}; the latest are: {known}; make one with `nanobanana plan`")
-    approved = matching[0].model_copy(update={"approved_at": time.time_ns() // 1_000_000})
+    with workspace.ledger.database.read() as connection:
+        now = workspace.ledger.database.now(connection)
+    approved = matching[0].model_copy(update={"approved_at": now})
     _write(workspace, approved)
     return approved
 
 
-def approved(workspace: Workspace, plan: Plan) -> bool:
-    """Whether a run by this plan may go ahead: it is cheap enough to need no approval, or has one with money left."""
+def approval_of(workspace: Workspace, plan: Saved) -> Literal["not needed", "given", "needed"]:
+    """Whether a run by this plan may go ahead: it is cheap enough, or an approval has money left for it."""
     threshold = workspace.settings.approve_above_usd
-    if threshold is None or plan.to_make == 0 or plan.cost.p90 <= threshold * _MICROS_A_USD:
-        return True
-    wanted = {catalogue.name for catalogue in plan.catalogues if catalogue.to_make}
-    return any(
+    if threshold is None or plan.to_make == 0 or plan.cost_micros[2] <= threshold * _MICROS_A_USD:
+        return "not needed"
+    covered = any(
         one.approved_at is not None
-        and wanted <= set(one.catalogues)
+        and set(plan.catalogues) <= set(one.catalogues)
         # What is left of an approved plan has another hash, so money decides: spent since, and still to be spent.
-        and (one.hash == plan.hash or _spent_since(workspace, one) + plan.cost.p50 <= one.cost_micros[2])
+        and _spent_since(workspace, one) + plan.cost_micros[1] <= one.cost_micros[2]
         for one in saved_plans(workspace)
     )
+    return "given" if covered else "needed"
 
 
-def require_approval(workspace: Workspace, plan: Plan) -> None:
-    """Save a plan that needs an approval and has none, and raise `UserError` saying how to give it."""
-    if approved(workspace, plan):
-        return
-    save(workspace, plan)
-    raise UserError(
-        f"this run may cost {shown(round(plan.cost.p90))} (P90; most likely {shown(round(plan.cost.p50))}), and above "
-        f"${workspace.settings.approve_above_usd} NANOBANANA_APPROVE_ABOVE_USD asks for approval: "
-        f"`nanobanana approve {plan.hash}`, or give max_cost_usd"
+def rule(workspace: Workspace, plan: Saved) -> Ruling:
+    """What a run by this plan may do."""
+    if approval_of(workspace, plan) != "needed":
+        return Ruling(plan.hash)
+    _, most_likely, at_most = plan.cost_micros
+    refusal = UserError(
+        f"this may cost {shown(at_most)} (P90; most likely {shown(most_likely)}), and above "
+        f"${workspace.settings.approve_above_usd} NANOBANANA_APPROVE_ABOVE_USD asks for your approval: "
+        f"`nanobanana approve {plan.hash}`, or give the run a cap of its own (--max-cost, or max_cost_usd in the "
+        "launchpad)"
     )
+    return Ruling(plan.hash, refusal)
+
+
+def rule_of_catalogue(workspace: Workspace, catalogue: str) -> Ruling:
+    """What a run over a shard of a catalogue may do: judged with all that is left of the plan it belongs to."""
+    plan = _plan_under_way(workspace, workspace.ledger.shard_work(), catalogue)
+    return Ruling() if plan is None else rule(workspace, plan)
+
+
+def unapproved(workspace: Workspace, work: Sequence[ShardWork]) -> Mapping[str, str]:
+    """The catalogues whose waiting items need an approval and have none, each with the hash of the plan to approve."""
+    if workspace.settings.approve_above_usd is None:
+        return {}
+    found: dict[str, str] = {}
+    for catalogue in dict.fromkeys(shard.catalogue for shard in work if _waiting(workspace, shard)):
+        plan = _plan_under_way(workspace, work, catalogue)
+        if plan is not None and approval_of(workspace, plan) == "needed":
+            found[catalogue] = plan.hash
+    return found
+
+
+def _plan_under_way(workspace: Workspace, work: Sequence[ShardWork], catalogue: str) -> Saved | None:
+    """What is left of the latest plan for a catalogue; None when nothing waits there."""
+    if not any(_waiting(workspace, shard) for shard in work if shard.catalogue == catalogue):
+        return None
+    with workspace.ledger.database.read() as connection:
+        entered = registered_at(connection).get(catalogue, 0)
+    made_since = (
+        one for one in reversed(saved_plans(workspace)) if catalogue in one.catalogues and one.created_at >= entered
+    )
+    plan = next(made_since, None)
+    if plan is None:
+        return save(workspace, plan_registered(workspace, catalogue, Wanted()))
+    left = sum(_waiting(workspace, shard) for shard in work if shard.catalogue in plan.catalogues)
+    return plan.rest(left)
+
+
+def _waiting(workspace: Workspace, work: ShardWork) -> int:
+    """Items of a shard that a run would begin."""
+    states = [ItemState.PENDING, ItemState.DEFERRED]
+    if workspace.settings.on_unknown == "resubmit":
+        states.append(ItemState.UNKNOWN)
+    return sum(work.states.get(state, 0) for state in states)
 
 
 def _spent_since(workspace: Workspace, saved: Saved) -> int:
@@ -110,3 +185,9 @@ def _spent_since(workspace: Workspace, saved: Saved) -> int:
 
 def _write(workspace: Workspace, saved: Saved) -> None:
     workspace.images.write(f"{PLANS}/{saved.hash}.json", saved.model_dump_json(indent=2).encode())
+
+
+def _forget(workspace: Workspace, plans: Sequence[Saved]) -> None:
+    filesystem, base = fsspec.core.url_to_fs(f"{workspace.output.rstrip('/')}/{PLANS}")
+    for one in plans:
+        filesystem.rm_file(f"{base}/{one.hash}.json")

@@ -8,7 +8,7 @@ import hashlib
 import re
 import unicodedata
 import zipfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -80,11 +80,13 @@ def export(
     *,
     catalogue: str | None = None,
     campaign: str | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> ExportReport:
     """Export the current images (all, or those of a catalogue or campaign) with a manifest.
 
     `folder` and `zip` hold files and `manifest.csv`, `parquet` one table with the bytes in it, `csv` the manifest
-    alone. A damaged image is left out and reported. Raises `UserError` for a destination that is there already.
+    alone. A damaged image is left out and reported. `on_progress` is told how many images are done. Raises `UserError`
+    for a destination that is there already.
     """
     target = Path(destination).expanduser().absolute()
     report = ExportReport(str(target))
@@ -101,6 +103,8 @@ def export(
             sink.add(row, data)
             report.images += 1
             report.bytes += row.bytes
+            if on_progress is not None:
+                on_progress(report.images)
     return report
 
 

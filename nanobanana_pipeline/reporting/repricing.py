@@ -4,7 +4,7 @@ What the provider or an invoice said stays. A price file that is given late (NAN
 work that was done before it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import islice
@@ -36,11 +36,14 @@ class Repricing:
     after_micros: int = 0
 
 
-def reprice(workspace: Workspace) -> Repricing:
-    """Price every closed attempt anew that a price list priced, and write the tables of what changed."""
+def reprice(workspace: Workspace, *, on_progress: Callable[[int], None] | None = None) -> Repricing:
+    """Price every closed attempt anew that a price list priced, and write the tables of what changed.
+
+    `on_progress` is told how many attempts were looked at.
+    """
     report = Repricing()
     shards: set[str] = set()
-    changes = _changes(workspace)
+    changes = _changes(workspace, on_progress)
     while chunk := list(islice(changes, _A_TRANSACTION)):
         shards |= _enter(workspace, chunk, report)
     for shard in sorted(shards):
@@ -50,7 +53,7 @@ def reprice(workspace: Workspace) -> Repricing:
     return report
 
 
-def _changes(workspace: Workspace) -> Iterator[tuple[Any, Cost]]:
+def _changes(workspace: Workspace, on_progress: Callable[[int], None] | None) -> Iterator[tuple[Any, Cost]]:
     """Attempts whose price is another now, with it."""
     query = (
         sa.select(_attempts)
@@ -62,7 +65,7 @@ def _changes(workspace: Workspace) -> Iterator[tuple[Any, Cost]]:
         .order_by(_attempts.c.attempt_id)
         .limit(_A_TRANSACTION)
     )
-    last = ""
+    last, seen = "", 0
     while True:
         # A page at a time: a reader that stays open would be in the way of the corrections themselves.
         with workspace.ledger.database.read() as connection:
@@ -70,6 +73,9 @@ def _changes(workspace: Workspace) -> Iterator[tuple[Any, Cost]]:
         if not rows:
             return
         last = rows[-1].attempt_id
+        seen += len(rows)
+        if on_progress is not None:
+            on_progress(seen)
         for row in rows:
             cost = _price(workspace, row)
             if (cost.micros, cost.price_version) != (row.cost_micros, row.price_version):

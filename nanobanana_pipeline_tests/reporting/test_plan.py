@@ -8,8 +8,19 @@ import pytest
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.intake import refresh
-from nanobanana_pipeline.reporting.approval import approve, approved, require_approval, save, saved_plans
+from nanobanana_pipeline.ledger.work import Rerun
+from nanobanana_pipeline.reporting.approval import (
+    Saved,
+    approval_of,
+    approve,
+    rule,
+    rule_of_catalogue,
+    save,
+    saved_plans,
+    unapproved,
+)
 from nanobanana_pipeline.reporting.costs import summary
+from nanobanana_pipeline.reporting.draft import Wanted
 from nanobanana_pipeline.reporting.plan import plan
 from nanobanana_pipeline_tests.reporting.conftest import World, rows
 
@@ -95,7 +106,7 @@ def test_a_limit_plans_so_many_items_and_names_other_work(world: Callable[..., W
     made.catalogue("one", rows(5))
     made.catalogue("two", rows(5, prompt="same"))
 
-    whole, two, one = (plan(made.workspace, limit=limit) for limit in (None, 2, 1))
+    whole, two, one = (plan(made.workspace, wanted=Wanted(limit=limit)) for limit in (None, 2, 1))
 
     assert (whole.to_make, two.to_make, one.to_make) == (10, 2, 1)
     assert len({whole.hash, two.hash, one.hash}) == 3
@@ -155,17 +166,18 @@ def test_a_costly_run_waits_for_a_person(world: Callable[..., World]) -> None:
     """The cap is the last line; a person who is asked first never gets there."""
     made = world(approve_above_usd=Decimal("0.5"))
     made.catalogue("one", rows(4))
-    require_approval(made.workspace, plan(made.workspace))
+    cheap = Saved.of(plan(made.workspace))
+    assert rule(made.workspace, cheap).refusal is None
+    assert approval_of(made.workspace, cheap) == "not needed"
     made.catalogue("one", rows(30))
-    costly = plan(made.workspace)
+    costly = save(made.workspace, plan(made.workspace))
 
-    with pytest.raises(UserError, match=f"nanobanana approve {costly.hash}"):
-        require_approval(made.workspace, costly)
+    refusal = rule(made.workspace, costly).refusal
 
-    assert not approved(made.workspace, costly)
+    assert f"nanobanana approve {costly.hash}" in str(refusal)
     approve(made.workspace, costly.hash[:6])
-    assert approved(made.workspace, costly)
-    require_approval(made.workspace, plan(made.workspace))
+    assert approval_of(made.workspace, Saved.of(plan(made.workspace))) == "given"
+    assert rule(made.workspace, costly).refusal is None
 
 
 def test_an_approval_covers_what_is_left_and_not_more(world: Callable[..., World]) -> None:
@@ -178,11 +190,56 @@ def test_an_approval_covers_what_is_left_and_not_more(world: Callable[..., World
 
     rest = plan(made.workspace)
     assert rest.to_make == 30
-    assert approved(made.workspace, rest)
+    assert approval_of(made.workspace, Saved.of(rest)) == "given"
     made.catalogue("one", rows(200))
-    assert not approved(made.workspace, plan(made.workspace))
+    assert approval_of(made.workspace, Saved.of(plan(made.workspace))) == "needed"
     made.catalogue("other", rows(30, prompt="else"))
-    assert not approved(made.workspace, plan(made.workspace, ["other"]))
+    assert approval_of(made.workspace, Saved.of(plan(made.workspace, ["other"]))) == "needed"
+
+
+def test_the_parts_of_a_costly_plan_wait_together(world: Callable[..., World]) -> None:
+    """Dagster makes a run of each shard: a plan of $2 in ten cheap parts must be asked about all the same."""
+    made = world(approve_above_usd=Decimal(1), shard_size=3)
+    made.catalogue("one", rows(30))
+    refresh(made.workspace)
+    work = made.workspace.ledger.shard_work()
+    asked = unapproved(made.workspace, work)
+
+    assert list(asked) == ["one"]
+    assert asked == unapproved(made.workspace, work)
+    assert asked["one"] in str(rule_of_catalogue(made.workspace, "one").refusal)
+    approve(made.workspace, asked["one"])
+    assert unapproved(made.workspace, work) == {}
+    assert rule_of_catalogue(made.workspace, "one").plan_hash == asked["one"]
+
+
+def test_a_plan_is_asked_about_no_more_once_little_of_it_is_left(world: Callable[..., World]) -> None:
+    """The rest after `--max-cost` is as cheap as any plan of that size."""
+    made = world(approve_above_usd=Decimal("0.5"))
+    made.catalogue("one", rows(10))
+    refresh(made.workspace)
+    assert unapproved(made.workspace, made.workspace.ledger.shard_work())
+
+    made.run(limit=7)
+
+    assert unapproved(made.workspace, made.workspace.ledger.shard_work()) == {}
+
+
+def test_what_is_to_be_paid_for_again_is_in_the_plan(world: Callable[..., World]) -> None:
+    """`regenerate` pays for everything once more, each time: an approval of the first time is none of the second."""
+    made = world(faults=[{"contains": "number 1", "fault": "refused_400_moderation"}])
+    made.catalogue("one", rows(4))
+    made.run()
+    nothing, failed, whole = (
+        plan(made.workspace, wanted=Wanted(rerun=rerun)) for rerun in (None, Rerun.RETRY_FAILED, Rerun.REGENERATE)
+    )
+    assert (nothing.to_make, failed.to_make, whole.to_make) == (0, 1, 4)
+
+    made.run(rerun=Rerun.REGENERATE)
+
+    again = plan(made.workspace, wanted=Wanted(rerun=Rerun.REGENERATE))
+    assert again.to_make == 4
+    assert again.hash != whole.hash
 
 
 def test_an_unknown_plan_can_not_be_approved(world: Callable[..., World]) -> None:
