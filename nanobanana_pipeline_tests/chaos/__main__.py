@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from nanobanana_pipeline_tests.chaos.round import Round, Through, run_round
+from nanobanana_pipeline_tests.chaos.nursery import Through
+from nanobanana_pipeline_tests.chaos.round import Round, run_round
 
 say = partial(print, flush=True)
 

@@ -8,10 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,15 +25,20 @@ from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.settings import Settings, load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.chaos.faults import MIX
+from nanobanana_pipeline_tests.chaos.nursery import Nursery, Through
 from nanobanana_pipeline_tests.chaos.verdict import Verdict, judge
 
-Through = Literal["engine", "dagster"]
-
 SHARD_SIZE: Final = 40
-_PROMPTS_A_KILL: Final = {"engine": 60, "dagster": 160}
-_LONGEST_LIFE_S: Final = {"engine": 1.6, "dagster": 8.0}
-_KILLED_AT_WORK: Final = 0.8
-"""Share of the engine's lives that are counted from the first shard on; the others also meet mending and reading."""
+_PROMPTS_A_KILL: Final = {"engine": 45, "dagster": 90}
+# A life is as long as so many tasks that the provider took or ended, and a moment more. By the clock alone, every kill
+# on a busy machine once struck the reading of the catalogue, and none a request.
+_MOST_EVENTS: Final = {"engine": 120, "dagster": 240}
+_BYTES_AN_EVENT: Final = 500
+_A_MOMENT_S: Final = 0.5
+_KILLED_AT_WORK: Final = 0.85
+"""Share of the lives that are so long; the others are killed while they mend, read and begin."""
+_LONGEST_START_S: Final = {"engine": 1.0, "dagster": 4.0}
+_LONGEST_LIFE_S: Final = 60.0
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _PEACE_TIMEOUT_S: Final = 600
 _READ_TABLES: Final = ("results", "attempts", "images")
@@ -61,9 +66,10 @@ def run_round(plan: Round) -> Verdict:
         simulator.set_faults(rules)
         settings = _settings(plan, simulator)
         in_the_air = 0
-        with _reading_beside(settings) as unreadable:
+        nursery = Nursery(plan.through, _environment(plan, settings), plan.folder / "stderr.log")
+        with _reading_beside(settings) as unreadable, closing(nursery):
             for _ in range(plan.kills):
-                in_the_air += _live_and_die(plan, settings, rng)
+                in_the_air += _live_and_die(plan, settings, nursery, simulator.book_path, rng)
             # Peace: what the faults still hold back (a slow task, a host out of order) comes with time.
             simulator.set_faults([])
             for _ in range(3):
@@ -78,22 +84,25 @@ def run_round(plan: Round) -> Verdict:
     return verdict
 
 
-def _live_and_die(plan: Round, settings: Settings, rng: random.Random) -> int:
+def _live_and_die(plan: Round, settings: Settings, nursery: Nursery, book: Path, rng: random.Random) -> int:
     """Let a run live for a random while, then SIGKILL its whole process group; returns its submits in the air."""
-    process = _start(plan, settings)
+    life = nursery.bear()
     try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        if plan.through == "engine" and rng.random() < _KILLED_AT_WORK:
-            # On a slow machine reading the catalogue alone once took longer than any life, and no kill met a request.
-            process.stdout.readline()
-        time.sleep(rng.uniform(0.0, _LONGEST_LIFE_S[plan.through]))
+        if rng.random() < _KILLED_AT_WORK:
+            enough = _bytes(book) + rng.uniform(0, _MOST_EVENTS[plan.through]) * _BYTES_AN_EVENT
+            last = time.monotonic() + _LONGEST_LIFE_S
+            while not life.ended and _bytes(book) < enough and time.monotonic() < last:
+                life.wait(0.005)
+            life.wait(rng.uniform(0, _A_MOMENT_S))
+        else:
+            life.wait(rng.uniform(0, _LONGEST_START_S[plan.through]))
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        life.kill()
     return _submitting(settings)
+
+
+def _bytes(book: Path) -> int:
+    return book.stat().st_size if book.exists() else 0
 
 
 def _finish(plan: Round, settings: Settings) -> None:
@@ -109,7 +118,7 @@ def _finish(plan: Round, settings: Settings) -> None:
 
 def _start(plan: Round, settings: Settings) -> "subprocess.Popen[str]":
     engine = [sys.executable, "-m", "nanobanana_pipeline_tests.chaos.worker", "chaos-run"]
-    dagster = [sys.executable, "-m", "nanobanana_pipeline_tests.chaos.announced", "run", "--json"]
+    dagster = [sys.executable, "-m", "nanobanana_pipeline.cli", "run", "--json"]
     with (plan.folder / "stderr.log").open("a") as errors:
         return subprocess.Popen(
             engine if plan.through == "engine" else dagster,
@@ -200,7 +209,7 @@ def _reading_beside(settings: Settings) -> Generator[_Reader]:
     done = threading.Event()
 
     def loop() -> None:
-        while not done.wait(0.25):
+        while not done.wait(0.5):
             reader.read_all()
 
     thread = threading.Thread(target=loop)

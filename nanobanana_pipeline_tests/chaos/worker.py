@@ -1,8 +1,7 @@
 """The process that is killed: refreshes the catalogue and works every shard off, again and again, without Dagster.
 
-Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, `working` when it begins with the
-first shard, and `idle` when there is nothing left to do: a killer counts from there, and does not spend its kills on
-Python's start-up.
+Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, and `idle` when there is nothing left to
+do.
 """
 
 import sys
@@ -38,7 +37,6 @@ def work_off(run: str, patience: Patience, timeouts: Timeouts, *, limit: int | N
         refresh(workspace)
         for shard in stale_shards(workspace):
             publish_shard(workspace, shard)
-        _say("working")
         for work in workspace.ledger.shard_work():
             if work.left:
                 generate_shard(
