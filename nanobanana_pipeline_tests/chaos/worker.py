@@ -1,7 +1,7 @@
 """The process that is killed: refreshes the catalogue and works every shard off, again and again, without Dagster.
 
-Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, and `idle` when there is nothing left to
-do.
+Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, and `idle` when there is nothing
+left to do.
 """
 
 import sys
