@@ -72,6 +72,39 @@ def query(sql: str, fmt: Literal["table", "csv", "json", "parquet"], limit: int 
     click.echo(answer, nl=isinstance(answer, str) and not answer.endswith("\n"))
 
 
+@click.command(short_help="What happened: to an item, in a run, on a day.")
+@click.argument("what", metavar="ITEM|RUN|DAY")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def explain(what: str, as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
+    """Tell what happened, in sentences: every attempt, wait, retry, price and decision, from the ledger.
+
+    ITEM is catalogue/prompt_id, or catalogue/prompt_id#sample, or the beginning of an item's or an attempt's id, or a
+    task's id; RUN the beginning of a run's id; DAY a UTC day.
+
+    \b
+    Examples:
+      nanobanana explain spring/p-0042
+      nanobanana explain spring/p-0042#2 --json
+      nanobanana explain 3f2a91c7
+      nanobanana explain 2026-11-22
+    """
+    from nanobanana_pipeline.errors import UserError
+    from nanobanana_pipeline.ledger.ledger import Ledger
+    from nanobanana_pipeline.reporting.explain import explain as story_of
+    from nanobanana_pipeline.settings import load_settings
+
+    settings = load_settings()
+    if not has_ledger(settings):
+        raise UserError(f"nothing was done in {settings.workspace} yet, so there is nothing to explain")
+    with Ledger(settings.ledger) as ledger:
+        story = story_of(ledger, what)
+    if as_json:
+        say_json(story.as_dict())
+    else:
+        for line in story.lines:
+            say(line)
+
+
 def has_ledger(settings: "Settings") -> bool:
     """Whether there is a ledger to look at; looking must not make one."""
     from sqlalchemy.engine import make_url
@@ -153,4 +186,4 @@ def _as_json(now: "Standing", settings: "Settings") -> dict[str, Any]:
     }
 
 
-COMMANDS: tuple[click.Command, ...] = (status, query)
+COMMANDS: tuple[click.Command, ...] = (status, query, explain)
