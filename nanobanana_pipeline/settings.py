@@ -7,8 +7,9 @@ the model spec, not here.
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nanobanana_pipeline.errors import UserError
@@ -21,6 +22,23 @@ Usd = Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=6)]
 
 def _comma_separated(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _with_scheme(*schemes: str) -> AfterValidator:
+    """A secret URL of one of these schemes; a wrong one is not repeated."""
+
+    def check(url: SecretStr) -> SecretStr:
+        parts = urlsplit(url.get_secret_value())
+        if parts.scheme not in schemes or not parts.hostname:
+            raise ValueError(f"it must begin with {' or '.join(f'{scheme}://' for scheme in schemes)} and name a host")
+        return url
+
+    return AfterValidator(check)
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
+HttpUrlSecret = Annotated[SecretStr, _with_scheme("https", "http")]
+SmtpUrlSecret = Annotated[SecretStr, _with_scheme("smtps", "smtp")]
 
 
 class Settings(BaseSettings):
@@ -49,8 +67,19 @@ class Settings(BaseSettings):
     )
     on_unusable: Literal["keep", "regenerate"] = Field("keep", description="What to do after a paid, unusable image.")
     approve_above_usd: Usd | None = Field(None, description="Runs estimated above this wait for a person's approval.")
-    image_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)] = Field(
+    image_hosts: CommaSeparated = Field(
         (), description="Hosts that images may be fetched from (comma separated); default: any public one."
+    )
+    alert_webhook: HttpUrlSecret | None = Field(
+        None, description="Where alerts are sent as JSON, by POST (a chat's incoming webhook, say)."
+    )
+    alert_email: CommaSeparated = Field((), description="Addresses that alerts are mailed to (comma separated).")
+    alert_smtp: SmtpUrlSecret | None = Field(
+        None, description="The server that mails them: smtp://user:password@host:587, or smtps:// for TLS throughout."
+    )
+    alert_from: str | None = Field(None, description="The sender of these mails; default: nanobanana@ this host.")
+    alert_error_rate: float = Field(
+        0.1, ge=0, le=1, description="The share of an hour's attempts without an image from which on an alert is sent."
     )
 
     @property

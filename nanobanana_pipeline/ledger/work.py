@@ -105,7 +105,7 @@ def take_over(postings: Postings, shard: str, owner: str, *, grace_s: float) -> 
     query = (
         sa.select(*_ATTEMPT_COLUMNS, _attempts.c.owner)
         .join(_requests, _requests.c.request_hash == _attempts.c.request_hash)
-        .where(_attempts.c.shard == shard, _is_open())
+        .where(_attempts.c.shard == shard, is_open_attempt())
         .order_by(_attempts.c.created_at)
         .with_for_update(of=_attempts)
     )
@@ -128,7 +128,7 @@ def take_over(postings: Postings, shard: str, owner: str, *, grace_s: float) -> 
     if free:
         postings.execute(
             _attempts.update()
-            .where(_attempts.c.shard == shard, _is_open(), _attempts.c.owner.in_(free))
+            .where(_attempts.c.shard == shard, is_open_attempt(), _attempts.c.owner.in_(free))
             .values(owner=owner)
         )
         gone = schema.leases.delete().where(schema.leases.c.owner.in_(free), schema.leases.c.shard == shard)
@@ -218,7 +218,7 @@ def open_attempts(
     query = (
         sa.select(*_ATTEMPT_COLUMNS)
         .join(_requests, _requests.c.request_hash == _attempts.c.request_hash)
-        .where(_is_open(), _attempts.c.state.in_([state.value for state in states]))
+        .where(is_open_attempt(), _attempts.c.state.in_([state.value for state in states]))
         .order_by(_attempts.c.created_at)
     )
     if catalogue is not None:
@@ -246,6 +246,7 @@ def attempt_of(row: Row[tuple[object, ...]]) -> Attempt:
     return Attempt(**values, body=row.body)
 
 
-def _is_open() -> sa.TextClause:
+def is_open_attempt() -> sa.TextClause:
+    """Whether a row of `attempts` is an open one."""
     # Literal, as in the partial indexes: with bound parameters SQLite would not use them.
     return sa.text("attempts.state IN (" + ", ".join(f"'{state}'" for state in OPEN_STATES) + ")")

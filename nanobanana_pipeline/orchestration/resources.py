@@ -29,7 +29,7 @@ from nanobanana_pipeline.simulator.shared import shared_simulator
 SIMULATOR_FOLDER: Final = f"{DEMO_OUTPUT}/simulator"
 
 # What may hold a password: shown in the user interface, and kept in run configs, as the variable's name alone.
-_SECRETS: Final = ("api_key", "ledger_url")
+_SECRETS: Final = ("api_key", "ledger_url", "alert_webhook", "alert_smtp")
 
 
 def _knob(name: str) -> Any:
@@ -85,6 +85,11 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
     on_unusable: Literal["keep", "regenerate"] = _knob("on_unusable")
     approve_above_usd: float | None = _knob("approve_above_usd")
     image_hosts: list[str] = _knob("image_hosts")
+    alert_webhook: str | None = _knob("alert_webhook")
+    alert_email: list[str] = _knob("alert_email")
+    alert_smtp: str | None = _knob("alert_smtp")
+    alert_from: str | None = _knob("alert_from")
+    alert_error_rate: float = _knob("alert_error_rate")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:

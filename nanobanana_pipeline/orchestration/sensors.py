@@ -25,10 +25,13 @@ from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.run_tags import GENERATION_TAGS, STARTED_BY_TAG
 from nanobanana_pipeline.orchestration.shard_choice import brake_s, choose
 from nanobanana_pipeline.orchestration.shard_facts import UNFINISHED, gather, latest_runs, past_runs
+from nanobanana_pipeline.reporting.alert_sinks import sinks_of
+from nanobanana_pipeline.reporting.alerts import tell
 
 CATALOGUE_EVERY_S: Final = 15
 GENERATION_EVERY_S: Final = 30
 REPORT_EVERY_S: Final = 30
+ALERTS_EVERY_S: Final = 60
 
 MOST_ACTIVE: Final = 12
 """Shards that are started or queued at once: more would only make the queue long, and the pool lets few run."""
@@ -188,4 +191,29 @@ def _unfinished(instance: dg.DagsterInstance, tags: dict[str, str]) -> Sequence[
     return instance.get_run_records(dg.RunsFilter(tags=tags, statuses=UNFINISHED), limit=1)
 
 
-SENSORS: Final = (catalogue_sensor, generation_sensor, report_sensor)
+@dg.sensor(
+    minimum_interval_seconds=ALERTS_EVERY_S,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells a person, once, when a cap is used to 50, 80 or 100 %, when many attempts fail, when an outcome "
+    "is unknown or overdue, when work lies open with nobody at it, when the provider refuses the key or the account. "
+    "It says so in its tick, and where `NANOBANANA_ALERT_WEBHOOK` and `NANOBANANA_ALERT_EMAIL` say. Free.",
+)
+def alert_sensor(context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource) -> dg.SkipReason:
+    """Tell of what has come to hold since the last look."""
+    try:
+        with nano_banana.open_workspace() as workspace:
+            told = tell(workspace.ledger, workspace.settings, sinks_of(workspace.settings, context.log))
+    except UserError as error:
+        return dg.SkipReason(str(error))
+    for problem in told.problems:
+        context.log.error("%s; it is told again at the next look", problem)
+    if told.problems:
+        return dg.SkipReason("; ".join(told.problems))
+    return dg.SkipReason("; ".join(alert.text for alert in told.told) or _why_quiet(len(told.holding)))
+
+
+def _why_quiet(holding: int) -> str:
+    return f"nothing new: {holding} told of before" if holding else "nothing to tell"
+
+
+SENSORS: Final = (catalogue_sensor, generation_sensor, report_sensor, alert_sensor)
