@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -208,5 +209,7 @@ def test_a_limit_is_shared_out_in_order_and_open_work_has_its_turn() -> None:
         Share("c-000001", 2, 4),
         Share("c-000002", 0, 1),
     ]
+    urgent = [*work[:3], replace(work[3], priority=1)]
+    assert shares(Order(limit=6), urgent, on_unknown="hold")[0].shard == "c-000003"
     everything = [share.shard for share in shares(Order(), work, on_unknown="resubmit")]
     assert everything == [each.shard for each in work]

@@ -36,6 +36,7 @@ KNOWN = {
     "response_modalities": Kind.TEXTS,
     "samples": Kind.WHOLE,
     "campaign": Kind.TEXT,
+    "priority": Kind.WHOLE,
 }
 # pandas keeps an index that is more than a count under such a name: an artefact of storage, nobody's label.
 _PANDAS_INDEX = "__index_level_"

@@ -23,6 +23,8 @@ from nanobanana_pipeline.model_specs.spec import ModelSpec
 
 _VALUE_CHARS = 200
 _SHOWN_CHARS = 80
+HIGHEST_PRIORITY = 1_000_000
+"""The lowest is this much below zero."""
 # Nothing but blanks, control and zero-width characters.
 _INVISIBLE = r"\A[\p{Z}\p{C}]*\z"
 
@@ -49,6 +51,7 @@ class Rule(StrEnum):
     MODALITY_UNKNOWN = "modality_unknown"
     IMAGE_MODALITY_MISSING = "image_modality_missing"
     SAMPLES_OUT_OF_RANGE = "samples_out_of_range"
+    PRIORITY_OUT_OF_RANGE = "priority_out_of_range"
     DUPLICATE_PROMPT_ID = "duplicate_prompt_id"
 
 
@@ -270,16 +273,24 @@ def _modalities(name: str, modalities: pa.ListArray, spec: ModelSpec) -> Iterato
 
 
 def _samples(name: str, numbers: pa.NumericArray, spec: ModelSpec) -> Iterator[Fault]:
-    most, value = spec.limits.samples_max, _value_of(numbers)
-    good = pc.and_(pc.greater_equal(numbers, 1), pc.less_equal(numbers, most))
+    yield _whole_number(Rule.SAMPLES_OUT_OF_RANGE, name, numbers, 1, spec.limits.samples_max)
+
+
+def _priority(name: str, numbers: pa.NumericArray, _spec: ModelSpec) -> Iterator[Fault]:
+    yield _whole_number(Rule.PRIORITY_OUT_OF_RANGE, name, numbers, -HIGHEST_PRIORITY, HIGHEST_PRIORITY)
+
+
+def _whole_number(rule: Rule, name: str, numbers: pa.NumericArray, least: int, most: int) -> Fault:
+    value = _value_of(numbers)
+    good = pc.and_(pc.greater_equal(numbers, least), pc.less_equal(numbers, most))
     if pa.types.is_floating(numbers.type):
         good = pc.and_(good, pc.equal(numbers, pc.floor(numbers)))
-    yield Fault(
-        Rule.SAMPLES_OUT_OF_RANGE,
+    return Fault(
+        rule,
         name,
         ~_mask(good, null=True),
         value,
-        lambda i: f"{value(i)} is not a whole number from 1 to {most}",
+        lambda i: f"{value(i)} is not a whole number from {least} to {most}",
     )
 
 
@@ -293,6 +304,7 @@ _CHECKS: dict[str, _Check] = {
     "response_modalities": _modalities,
     "samples": _samples,
     "campaign": _plain_text,
+    "priority": _priority,
 }
 
 

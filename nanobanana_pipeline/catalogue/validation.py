@@ -53,7 +53,7 @@ _ROW_BITS = 40
 
 
 class CataloguePrompt(NamedTuple):
-    """A good row: `samples` images of one request are wanted."""
+    """A good row: `samples` images of one request are wanted, sooner than those of lower `priority`."""
 
     catalogue: str
     prompt_id: str
@@ -62,6 +62,7 @@ class CataloguePrompt(NamedTuple):
     request_hash: str
     campaign: str | None
     labels: str | None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +159,12 @@ class _Validator:
         hashes = self._hasher.hashes(requests)
         fields = zip(
             self._ids(batch, hashes),
-            _samples(batch),
+            _whole_numbers(batch, "samples", 1),
             requests,
             hashes,
             _texts(batch, "campaign"),
             labels_json(batch.labels) if batch.labels else repeat(None),
+            _whole_numbers(batch, "priority", 0),
             strict=False,
         )
         return [CataloguePrompt(self._source.name, *row) for row in fields]
@@ -263,7 +265,7 @@ def _entries(batch: PlainBatch, column: str) -> Iterable[tuple[str, ...]]:
     return [tuple(values[begin:end]) for begin, end in pairwise([0, *ends])]
 
 
-def _samples(batch: PlainBatch) -> Iterable[int]:
-    if "samples" not in batch.known:
-        return repeat(1)
-    return pc.fill_null(batch.known["samples"], 1).cast(pa.int64()).to_pylist()
+def _whole_numbers(batch: PlainBatch, column: str, default: int) -> Iterable[int]:
+    if column not in batch.known:
+        return repeat(default)
+    return pc.fill_null(batch.known[column], default).cast(pa.int64()).to_pylist()

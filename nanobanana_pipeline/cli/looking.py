@@ -105,6 +105,51 @@ def explain(what: str, as_json: bool) -> None:  # noqa: FBT001 - click gives fla
             say(line)
 
 
+@click.command(short_help="What a person should hear of; --send tells them.")
+@click.option("--send", is_flag=True, help="Tell of what is new, as Dagster's alert_sensor does: for cron.")
+@click.option("--test", is_flag=True, help="Send a test to everyone who is told of alerts.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def alerts(send: bool, test: bool, as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
+    """Show every condition that is worth an alert now: caps, failures, unknown outcomes, idle work.
+
+    Nothing is sent without --send or --test. Then it goes to NANOBANANA_ALERT_WEBHOOK and NANOBANANA_ALERT_EMAIL, each
+    crossing once, whoever looks.
+
+    \b
+    Examples:
+      nanobanana alerts
+      nanobanana alerts --test
+      */5 * * * * nanobanana alerts --send          in a crontab, where no Dagster runs
+    """
+    from nanobanana_pipeline.errors import UserError
+    from nanobanana_pipeline.ledger.ledger import Ledger
+    from nanobanana_pipeline.reporting.alert_sinks import sinks_of
+    from nanobanana_pipeline.reporting.alerts import Alert, conditions, tell
+    from nanobanana_pipeline.reporting.alerts import send as send_now
+    from nanobanana_pipeline.settings import load_settings
+
+    settings = load_settings()
+    sinks = sinks_of(settings)
+    problems: list[str] = []
+    if test:
+        problems = send_now(sinks, [Alert("test/1", "This is a test: alerts arrive here.")], settings.workspace)
+    holding: list[Alert] = []
+    if has_ledger(settings):
+        with Ledger(settings.ledger) as ledger:
+            if send:
+                told = tell(ledger, settings, sinks)
+                holding, problems = told.holding, problems + told.problems
+            else:
+                holding = conditions(ledger, settings)
+    if as_json:
+        say_json({"alerts": [alert.as_dict() for alert in holding], "told": [sink.name for sink in sinks]})
+    else:
+        for alert in holding:
+            say(alert.text)
+    if problems:
+        raise UserError("; ".join(problems))
+
+
 def has_ledger(settings: "Settings") -> bool:
     """Whether there is a ledger to look at; looking must not make one."""
     from sqlalchemy.engine import make_url
@@ -186,4 +231,4 @@ def _as_json(now: "Standing", settings: "Settings") -> dict[str, Any]:
     }
 
 
-COMMANDS: tuple[click.Command, ...] = (status, query, explain)
+COMMANDS: tuple[click.Command, ...] = (status, query, explain, alerts)

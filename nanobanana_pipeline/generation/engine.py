@@ -166,7 +166,7 @@ class Engine:
 
     async def _feed(self, shard: str, rerun: Rerun | None) -> None:
         """Start the shard's waiting items, a page at a time, as slots come free."""
-        after = -1
+        after: Candidate | None = None
         while True:
             page = await asyncio.to_thread(
                 self._ledger.candidates, shard, after=after, rerun=rerun, root_run_id=self._worker.root_run_id
@@ -183,7 +183,7 @@ class Engine:
                     return
                 self._begun += 1
                 self._start(self._begin_one(candidate))
-            after = page[-1].position
+            after = page[-1]
 
     async def _wait_for_holders(self, shard: str) -> None:
         """Where all that is left is held by a worker that seems to be dying, wait until its work may be taken over.

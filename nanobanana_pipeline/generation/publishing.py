@@ -197,6 +197,7 @@ def prompt_row(row: Any) -> Row:
         "labels": row.labels,
         "request_hash": row.request_hash,
         "active": bool(row.active),
+        "priority": row.priority,
     }
 
 

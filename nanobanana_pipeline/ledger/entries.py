@@ -27,6 +27,7 @@ class Candidate:
     sample: int
     shard: str
     position: int
+    priority: int
     request_hash: str
     campaign: str | None
     model: str

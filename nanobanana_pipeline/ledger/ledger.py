@@ -136,7 +136,7 @@ class Ledger:
         self,
         shard: str,
         *,
-        after: int,
+        after: Candidate | None = None,
         rerun: work.Rerun | None = None,
         root_run_id: str = "",
     ) -> list[Candidate]:

@@ -140,6 +140,7 @@ def _register_batch(
                     "sample": sample,
                     "shard": shard,
                     "position": assign.next_position(),
+                    "priority": prompt.priority,
                     "request_hash": prompt.request_hash,
                     "campaign": prompt.campaign,
                     "labels": prompt.labels,
@@ -154,14 +155,15 @@ def _register_batch(
             shard = row.shard
             if row.request_hash != prompt.request_hash or not row.active:
                 report.edited += 1
-            elif (row.campaign, row.labels) != (prompt.campaign, prompt.labels):
+            elif (row.campaign, row.labels, row.priority) != (prompt.campaign, prompt.labels, prompt.priority):
                 report.relabelled += 1
             else:
                 report.unchanged += 1
-            if (row.request_hash, row.campaign, row.labels, bool(row.active)) != (
+            if (row.request_hash, row.campaign, row.labels, row.priority, bool(row.active)) != (
                 prompt.request_hash,
                 prompt.campaign,
                 prompt.labels,
+                prompt.priority,
                 True,
             ):
                 changed.append(
@@ -170,6 +172,7 @@ def _register_batch(
                         "request_hash": prompt.request_hash,
                         "campaign": prompt.campaign,
                         "labels": prompt.labels,
+                        "priority": prompt.priority,
                         "b_state": _state_after_edit(connection, row, prompt.request_hash),
                     }
                 )
@@ -249,6 +252,7 @@ _EDIT = (
         request_hash=sa.bindparam("request_hash"),
         campaign=sa.bindparam("campaign"),
         labels=sa.bindparam("labels"),
+        priority=sa.bindparam("priority"),
         active=True,
         state=sa.bindparam("b_state"),
     )
@@ -262,6 +266,7 @@ def _known_items(connection: Connection, identities: Sequence[str]) -> dict[str,
         _items.c.request_hash,
         _items.c.campaign,
         _items.c.labels,
+        _items.c.priority,
         _items.c.active,
         _items.c.state,
     )

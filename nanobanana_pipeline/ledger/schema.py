@@ -6,7 +6,7 @@ SQLite and PostgreSQL alike. JSON is kept as text, as it came.
 
 import sqlalchemy as sa
 
-from nanobanana_pipeline.ledger.states import OPEN_STATES
+from nanobanana_pipeline.ledger.states import OPEN_STATES, WAITING_STATES
 
 SCHEMA_VERSION = 2
 """A change of the tables below is a step in `migrations` and one more here."""
@@ -51,6 +51,10 @@ requests = sa.Table(
     sa.Column("body", _Text, nullable=False),
 )
 
+PRIORITISED = sa.text(
+    "priority <> 0 AND active AND state IN (" + ", ".join(f"'{state}'" for state in WAITING_STATES) + ")"
+)
+
 items = sa.Table(
     "items",
     metadata,
@@ -74,6 +78,8 @@ items = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("last_attempt_id", _Text),
     sa.Index("items_work", "shard", "state", "active"),
+    # Empty where nobody uses priorities, so it costs nothing then; otherwise it tells the most urgent shards.
+    sa.Index("items_prioritised", "shard", "priority", sqlite_where=PRIORITISED, postgresql_where=PRIORITISED),
     # Not by prompt_id: PostgreSQL can't index a long text, and any string is a valid one.
     sa.Index("items_by_position", "catalogue", "position"),
     sa.Index("items_by_request", "request_hash"),

@@ -36,6 +36,9 @@ class ItemState(StrEnum):
     DEFERRED = "deferred"
 
 
+WAITING_STATES = (ItemState.PENDING, ItemState.DEFERRED)
+"""Items that wait for an attempt."""
+
 S = AttemptState
 
 MOVES: dict[AttemptState, frozenset[AttemptState]] = {

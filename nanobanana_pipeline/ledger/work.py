@@ -7,6 +7,7 @@ not grow with the shard.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
@@ -15,7 +16,7 @@ from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.entries import Attempt, Candidate, Cause
 from nanobanana_pipeline.ledger.leases import expired_owners
 from nanobanana_pipeline.ledger.postings import Postings
-from nanobanana_pipeline.ledger.states import OPEN_STATES, AttemptState, ItemState
+from nanobanana_pipeline.ledger.states import OPEN_STATES, WAITING_STATES, AttemptState, ItemState
 
 _items = schema.items
 _attempts = schema.attempts
@@ -46,6 +47,8 @@ class ShardWork:
     number: int
     prompts: int
     states: dict[ItemState, int]
+    priority: int = 0
+    """The highest of its items that wait for an attempt."""
 
     @property
     def left(self) -> int:
@@ -82,18 +85,40 @@ def shard_work(
         .where(sa.or_(_items.c.active, _items.c.state.in_(open_states)))
         .group_by(_items.c.shard, _items.c.state)
     )
+    urgent = (
+        sa.select(_items.c.shard, sa.func.count().label("items"), sa.func.max(_items.c.priority).label("highest"))
+        .where(schema.PRIORITISED)
+        .group_by(_items.c.shard)
+    )
     listing = sa.select(_shards).order_by(_shards.c.catalogue, _shards.c.number)
     if shard is not None:
         query = query.where(_items.c.shard == shard)
+        urgent = urgent.where(_items.c.shard == shard)
         listing = listing.where(_shards.c.shard == shard)
     if catalogues is not None:
         listing = listing.where(_shards.c.catalogue.in_(catalogues))
     for row in connection.execute(query):
         counts.setdefault(row.shard, {})[ItemState(row.state)] = row.n
+    prioritised: dict[str, Any] = {row.shard: row for row in connection.execute(urgent)}
     return [
-        ShardWork(row.shard, row.catalogue, row.number, row.prompts, counts.get(row.shard, {}))
+        ShardWork(
+            row.shard,
+            row.catalogue,
+            row.number,
+            row.prompts,
+            counts.get(row.shard, {}),
+            _highest_priority(counts.get(row.shard, {}), prioritised.get(row.shard)),
+        )
         for row in connection.execute(listing)
     ]
+
+
+def _highest_priority(states: dict[ItemState, int], prioritised: Row[Any] | None) -> int:
+    if prioritised is None:
+        return 0
+    # Those that the index leaves out have priority 0.
+    others = sum(states.get(state, 0) for state in WAITING_STATES) > prioritised.items
+    return max(prioritised.highest, 0) if others else prioritised.highest
 
 
 def take_over(postings: Postings, shard: str, owner: str, *, grace_s: float) -> TakeOver:
@@ -140,16 +165,17 @@ def candidates(
     connection: Connection,
     shard: str,
     *,
-    after: int,
+    after: Candidate | None = None,
     rerun: Rerun | None = None,
     root_run_id: str = "",
     limit: int = PAGE,
 ) -> list[Candidate]:
-    """The next page of active items that wait for an attempt, in catalogue order, after position `after`.
+    """The next page of active items that wait for an attempt: by priority, then in catalogue order, after `after`.
 
-    With `rerun` it is those that a person wants to pay for again, and that this root run has not yet done so for.
+    An item whose priority is raised beyond that of `after` meanwhile has its turn in the next run. With `rerun` it is
+    those that a person wants to pay for again, and that this root run has not yet done so for.
     """
-    states = rerun.states if rerun else (ItemState.PENDING, ItemState.DEFERRED)
+    states = rerun.states if rerun else WAITING_STATES
     earlier = _attempts.alias("earlier")
     failures = (
         sa.select(sa.func.count())
@@ -176,11 +202,13 @@ def candidates(
             _items.c.shard == shard,
             _items.c.state.in_([state.value for state in states]),
             _items.c.active,
-            _items.c.position > after,
         )
-        .order_by(_items.c.position)
+        .order_by(_items.c.priority.desc(), _items.c.position)
         .limit(limit)
     )
+    if after is not None:
+        same = sa.and_(_items.c.priority == after.priority, _items.c.position > after.position)
+        query = query.where(sa.or_(_items.c.priority < after.priority, same))
     if rerun is not None:
         done = sa.select(earlier.c.attempt_id).where(
             earlier.c.item_id == _items.c.item_id,
@@ -196,6 +224,7 @@ def candidates(
             sample=row.sample,
             shard=row.shard,
             position=row.position,
+            priority=row.priority,
             request_hash=row.request_hash,
             campaign=row.campaign,
             model=row.model,

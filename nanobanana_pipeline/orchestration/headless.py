@@ -200,13 +200,13 @@ def log_file(folder: Path, command: str) -> Path:
 
 
 def shares(order: Order, work: Sequence[ShardWork], *, on_unknown: str) -> list[Share]:
-    """Each shard's part, in order of catalogue and number: the same answer for the same ledger.
+    """Each shard's part, by priority, then in order of catalogue and number: the same answer for the same ledger.
 
     A shard beyond the limit still has its turn when attempts of it are open: they are paid for.
     """
     room = order.limit
     found: list[Share] = []
-    for shard in work:
+    for shard in sorted(work, key=lambda shard: -shard.priority):
         if not order.wants(shard, on_unknown=on_unknown):
             continue
         new = order.new_items(shard)

@@ -88,11 +88,14 @@ class Choice:
 def choose(shards: Sequence[ShardWork], facts: Facts, past_of: PastOf, *, most: int) -> Choice:
     """The shards to start now, at most so many: first those with work under way, which may be paid for already.
 
+    Then those with the item of the highest priority that waits.
+
     Past runs are looked up for a few shards at a time, and no further than needed.
     """
     choice = Choice()
     ready: list[ShardWork] = []
-    for work in sorted((work for work in shards if has_work(work, facts)), key=lambda work: not _under_way(work)):
+    wanting = (work for work in shards if has_work(work, facts))
+    for work in sorted(wanting, key=lambda work: (not _under_way(work), -work.priority)):
         reason = _reason_now(work, facts)
         if reason is None:
             ready.append(work)

@@ -25,9 +25,9 @@ _TIMEOUT_S: Final = 10.0
 _HERE: Final = ("127.0.0.1", "::1", "localhost")
 
 
-def sinks_of(settings: Settings, log: logging.Logger) -> list[Sink]:
-    """The sinks that the settings name; the log is always one. Raises `UserError`."""
-    sinks: list[Sink] = [LogSink(log)]
+def sinks_of(settings: Settings, log: logging.Logger | None = None) -> list[Sink]:
+    """The sinks that the settings name, and the log if there is one. Raises `UserError`."""
+    sinks: list[Sink] = [] if log is None else [LogSink(log)]
     if settings.alert_webhook is not None:
         sinks.append(WebhookSink(settings.alert_webhook.get_secret_value()))
     if settings.alert_email:
@@ -64,9 +64,7 @@ class WebhookSink:
         body = {
             "text": f"nanobanana, {source}:\n" + "\n".join(alert.text for alert in alerts),
             "source": source,
-            "alerts": [
-                {"key": alert.key, "urgent": alert.urgent, "text": alert.text, **alert.figures} for alert in alerts
-            ],
+            "alerts": [alert.as_dict() for alert in alerts],
         }
         headers = {"Content-Type": "application/json", "User-Agent": "nanobanana_pipeline"}
         request = urllib.request.Request(self._url, orjson.dumps(body), headers, method="POST")  # noqa: S310 - checked by settings

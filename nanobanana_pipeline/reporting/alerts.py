@@ -49,6 +49,10 @@ class Alert:
     urgent: bool = False
     figures: Mapping[str, Any] = field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"key": self.key, "urgent": self.urgent, "text": self.text, **self.figures}
+
 
 class Sink(Protocol):
     """Where alerts go."""
@@ -87,19 +91,25 @@ def tell(ledger: Ledger, settings: Settings, sinks: Iterable[Sink]) -> Told:
     source = _source(ledger, settings)
     for sink in sinks:
         before = set(memory.get(sink.name, ()))
-        news = [alert for alert in result.holding if alert.key not in before]
-        told = keys & before
-        try:
-            if news:
-                sink.send(_worst(news), source)
-            told = keys
-        except SinkError as error:
-            result.problems.append(str(error))
-        after[sink.name] = sorted(told)
-        result.told += [alert for alert in _worst(news) if alert not in result.told]
+        news = _worst([alert for alert in result.holding if alert.key not in before])
+        problems = send([sink], news, source)
+        result.problems += problems
+        result.told += [alert for alert in news if alert not in result.told]
+        after[sink.name] = sorted(keys & before if problems else keys)
     if after != memory:
         _remember(ledger, after)
     return result
+
+
+def send(sinks: Iterable[Sink], alerts: Sequence[Alert], source: str) -> list[str]:
+    """Tell these sinks; returns what went wrong."""
+    problems: list[str] = []
+    for sink in sinks if alerts else ():
+        try:
+            sink.send(alerts, source)
+        except SinkError as error:
+            problems.append(str(error))
+    return problems
 
 
 def conditions(ledger: Ledger, settings: Settings, known: frozenset[str] = frozenset()) -> list[Alert]:

@@ -87,6 +87,7 @@ PROMPTS: Final = _table(
     _LABELS,
     _REQUEST_HASH,
     _ACTIVE,
+    _column("priority", _COUNT, "Order of work: higher first; 0 unless the row says otherwise."),
 )
 
 REJECTED_PROMPTS: Final = _table(

@@ -65,6 +65,15 @@ def test_sixty_bad_rows_of_two_hundred(tmp_path: Path) -> None:
     }
 
 
+def test_a_priority_is_a_whole_number_or_nothing(tmp_path: Path) -> None:
+    """`high` or 1.5 would be an order of work that nobody asked for; a row without one is as urgent as most."""
+    rows = [{"prompt": f"fox {n}", "priority": value} for n, value in enumerate([7, None, -3, 1.5, 1_000_001, -1e9])]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urgent.parquet")
+    prompts, rejected = check(tmp_path)
+    assert [prompt.priority for prompt in prompts] == [7, 0, -3]
+    assert [(bad.row_number, bad.rule) for bad in rejected] == [(n, Rule.PRIORITY_OUT_OF_RANGE) for n in (4, 5, 6)]
+
+
 def test_rejections_can_be_acted_on(tmp_path: Path) -> None:
     """Who mends a catalogue of a million rows needs file, row, column, value and rule, on one line."""
     write_mixed_catalogue(tmp_path)

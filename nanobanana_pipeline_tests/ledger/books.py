@@ -31,7 +31,9 @@ class OpenGate:
         return state
 
 
-def prompt(prompt_id: str, text: str | None = None, *, samples: int = 1, catalogue: str = "cat") -> CataloguePrompt:
+def prompt(
+    prompt_id: str, text: str | None = None, *, samples: int = 1, catalogue: str = "cat", priority: int = 0
+) -> CataloguePrompt:
     """A valid prompt; its text is its id unless given."""
     request = Request(model=SPEC.name, prompt=text or prompt_id)
     return CataloguePrompt(
@@ -42,6 +44,7 @@ def prompt(prompt_id: str, text: str | None = None, *, samples: int = 1, catalog
         request_hash=request_hash(request, SPEC),
         campaign=None,
         labels=None,
+        priority=priority,
     )
 
 
@@ -64,7 +67,7 @@ def enter(
 
 def waiting(ledger: Ledger, shard: str = "cat-000000") -> list[Candidate]:
     """The items of a shard that wait for an attempt."""
-    return ledger.candidates(shard, after=-1)
+    return ledger.candidates(shard)
 
 
 def admit(

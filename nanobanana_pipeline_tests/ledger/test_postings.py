@@ -190,13 +190,13 @@ def test_paying_again_on_request_happens_once_under_one_root_run(ledger: Ledger)
     attempt = admitted(ledger, waiting(ledger)[0])
     move(ledger, attempt, S.COMPLETED, cost_micros=1)
     move(ledger, attempt, S.STORED)
-    (wanted,) = ledger.candidates("cat-000000", after=-1, rerun=Rerun.REGENERATE, root_run_id="root")
+    (wanted,) = ledger.candidates("cat-000000", rerun=Rerun.REGENERATE, root_run_id="root")
     assert wanted.cause is Cause.REGENERATE
     again = admitted(ledger, wanted, worker=Worker("w", "run-3", "root", "root"))
     move(ledger, again, S.COMPLETED, cost_micros=1)
     move(ledger, again, S.STORED)
-    assert ledger.candidates("cat-000000", after=-1, rerun=Rerun.REGENERATE, root_run_id="root") == []
-    assert len(ledger.candidates("cat-000000", after=-1, rerun=Rerun.REGENERATE, root_run_id="other")) == 1
+    assert ledger.candidates("cat-000000", rerun=Rerun.REGENERATE, root_run_id="root") == []
+    assert len(ledger.candidates("cat-000000", rerun=Rerun.REGENERATE, root_run_id="other")) == 1
 
 
 def test_simulated_and_live_work_never_mix(ledger: Ledger) -> None:

@@ -2,6 +2,7 @@
 
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.states import AttemptState, ItemState
+from nanobanana_pipeline.ledger.work import candidates
 from nanobanana_pipeline_tests.ledger.books import admitted, enter, prompt, waiting
 
 
@@ -22,6 +23,29 @@ def test_nobody_moves_when_rows_come_and_go(ledger: Ledger) -> None:
     report = enter(ledger, [prompt("new"), prompt("c"), prompt("b", samples=2)], shard_size=2)
     assert _shards(ledger) == {"cat-000000": ["b", "b"], "cat-000001": ["c", "new"]}
     assert (report.new, report.removed, report.unchanged) == (2, 1, 2)
+
+
+def test_what_has_priority_waits_in_front_whatever_the_page(ledger: Ledger) -> None:
+    """A person who needs ten images today must not wait for the thousand that came before them."""
+    enter(
+        ledger, [prompt(name, priority=priority) for name, priority in zip("abcdef", (0, 5, -1, 5, 0, 9), strict=True)]
+    )
+    order: list[str] = []
+    with ledger.database.read() as connection:
+        page = candidates(connection, "cat-000000", limit=2)
+        while page:
+            order += [candidate.prompt_id for candidate in page]
+            page = candidates(connection, "cat-000000", after=page[-1], limit=2)
+    assert order == ["f", "b", "d", "a", "e", "c"]
+    (work,) = ledger.shard_work()
+    assert work.priority == 9
+
+    report = enter(ledger, [prompt("a", priority=-2), prompt("b", priority=-3)])
+    assert (report.relabelled, report.edited) == (2, 0)
+    assert _shards(ledger) == {"cat-000000": ["a", "b"]}
+    assert [work.priority for work in ledger.shard_work()] == [-2]
+    enter(ledger, [prompt("a", priority=-2), prompt("b")])
+    assert [work.priority for work in ledger.shard_work(shard="cat-000000")] == [0]
 
 
 def test_a_removed_place_is_not_given_to_another(ledger: Ledger) -> None:

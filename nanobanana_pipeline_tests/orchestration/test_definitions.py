@@ -65,7 +65,12 @@ def test_the_names_are_the_public_ones() -> None:
         "generate_images",
         "report_costs",
     }
-    assert [sensor.name for sensor in defs.sensors or ()] == ["catalogue_sensor", "generation_sensor", "report_sensor"]
+    assert [sensor.name for sensor in defs.sensors or ()] == [
+        "catalogue_sensor",
+        "generation_sensor",
+        "report_sensor",
+        "alert_sensor",
+    ]
     assert {schedule.name for schedule in defs.schedules or ()} == {"nightly_generation", "daily_cost_report"}
 
 
@@ -73,7 +78,7 @@ def test_only_what_spends_nothing_is_on_by_itself() -> None:
     """Nobody must find a bill for something that they never turned on."""
     defs = build_defs()
     on = {sensor.name for sensor in defs.sensors or () if sensor.default_status is dg.DefaultSensorStatus.RUNNING}
-    assert on == {"catalogue_sensor", "report_sensor"}
+    assert on == {"catalogue_sensor", "report_sensor", "alert_sensor"}
     for schedule in defs.schedules or ():
         assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
 
