@@ -75,11 +75,13 @@ def abandon(ids: tuple[str, ...], everything: bool, catalogue: str | None) -> No
 
 @click.command(short_help="Mend tables and files after a crash, at no cost.")
 @click.option("--all", "everything", is_flag=True, help="Write every table anew, whatever it looks like.")
-def repair(everything: bool) -> None:  # noqa: FBT001 - click gives flags by name
+@click.option("--adopt", is_flag=True, help="The ledger was lost or is an older copy: enter what the tables show.")
+def repair(everything: bool, adopt: bool) -> None:  # noqa: FBT001 - click gives flags by name
     """Find torn tables, missing rows and half-written files, and make them again from the ledger. Costs nothing.
 
     Every run does the quick part of this by itself.
     """
+    from nanobanana_pipeline.generation.adoption import adopt_tables
     from nanobanana_pipeline.generation.intake import refresh
     from nanobanana_pipeline.generation.mending import mend_files, mend_tables
     from nanobanana_pipeline.generation.workspace import Workspace
@@ -88,12 +90,19 @@ def repair(everything: bool) -> None:  # noqa: FBT001 - click gives flags by nam
 
     with Workspace.open(load_settings()) as workspace:
         note("looking at the tables …")
+        adopted = adopt_tables(workspace) if adopt else None
         mended = mend_tables(workspace, everything=everything)
         if everything or mended.read_catalogues_again:
             refresh(workspace)
         publish_cost_daily(workspace)
         note("looking at the files …")
         mend_files(workspace, mended)
+    if adopted is not None:
+        say(
+            f"entered in the ledger from the tables: {counted(adopted.items, 'item')} and "
+            f"{counted(adopted.attempts, 'attempt')}, {dollars(adopted.spent_micros)} spent and "
+            f"{dollars(adopted.at_risk_micros)} at risk"
+        )
     for found in mended.repairs:
         say(f"{found.table}: {found.what}")
     if mended.shards:

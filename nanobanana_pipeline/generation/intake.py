@@ -16,7 +16,9 @@ import orjson
 from nanobanana_pipeline.catalogue.reading import CatalogueSource, find_catalogues
 from nanobanana_pipeline.catalogue.validation import FILE_RULES, CataloguePrompt, RejectedPrompt, Rule, validate
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.evidence import refuse_older_ledger
 from nanobanana_pipeline.generation.publishing import Row, publish_prompts, publish_shard, replace_rows
+from nanobanana_pipeline.generation.staleness import shards_of_other_attempts
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.registration import Registration
 from nanobanana_pipeline.model_specs.spec import ModelSpec
@@ -99,6 +101,8 @@ def _refresh_one(workspace: Workspace, source: CatalogueSource) -> CatalogueRepo
     report = CatalogueReport(source.name)
     if is_registered(workspace, source):
         return report
+    # Before anything is entered: with an older ledger, what has its images would be new.
+    refuse_older_ledger(workspace, shards_of_other_attempts(workspace, source.name))
     # In a file: a catalogue of a million bad rows must not need the memory of a million messages.
     with tempfile.TemporaryFile() as rejected:
 

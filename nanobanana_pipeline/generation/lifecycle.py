@@ -350,7 +350,7 @@ class Lifecycle:
             completed_at=self._now_ms(),
             metadata=_json(task.metadata),
             text=task.text,
-            urls=_json(list(urls)),
+            urls=orjson.dumps(urls).decode(),
             error_kind=None,
             error_message=None,
         )
@@ -360,7 +360,11 @@ class Lifecycle:
             self._tally.completion_tokens += task.usage.completion_tokens or 0
 
     async def _deliver(self, attempt: Attempt) -> Cause | None:
-        urls: tuple[str, ...] = tuple(orjson.loads(attempt.urls or "[]"))
+        # An attempt that was adopted from the tables has forgotten them.
+        urls = await self._fresh_urls(attempt) if attempt.urls is None else tuple(orjson.loads(attempt.urls))
+        if urls is None:
+            await self._ledger.post(lambda postings: postings.note(attempt, error_message="could not be asked for"))
+            return None
         if not urls:
             text = f'; it says: "{attempt.text[:200]}"' if attempt.text else ""
             return await self._unusable(attempt, f"the task completed without an image{text}")

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
+from nanobanana_pipeline.generation.evidence import refuse_older_ledger
 from nanobanana_pipeline.generation.publishing import publish_prompts, publish_shard
-from nanobanana_pipeline.generation.staleness import stale_shards
+from nanobanana_pipeline.generation.staleness import differences
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema, statement
 from nanobanana_pipeline.storage.repair import Repair
@@ -34,8 +35,13 @@ class Mended:
 
 
 def mend_tables(workspace: Workspace, *, everything: bool = False) -> Mended:
-    """Mend the tables, and write the rows they lack; with `everything` all of them anew. Quick when all is well."""
+    """Mend the tables, and write the rows they lack; with `everything` all of them anew. Quick when all is well.
+
+    Raises `UserError`, with nothing written, when the ledger is older than the tables.
+    """
     mended = Mended(workspace.tables.repair())
+    found = differences(workspace)
+    refuse_older_ledger(workspace, found.attempts)
     rebuild = {repair.table for repair in mended.repairs if repair.rebuild}
     if everything or rebuild & _READ_AGAIN:
         _forget_fingerprints(workspace)
@@ -44,7 +50,7 @@ def mend_tables(workspace: Workspace, *, everything: bool = False) -> Mended:
     with workspace.ledger.database.read() as connection:
         every = statement.all_shards(connection)
     # A table of images may be torn while the others are whole: no count in them would show it.
-    mended.shards = every if everything or "images" in rebuild else stale_shards(workspace)
+    mended.shards = every if everything or "images" in rebuild else found.stale
     for shard in mended.shards:
         publish_shard(workspace, shard)
     return mended

@@ -17,6 +17,7 @@ import orjson
 import pyarrow as pa
 
 from nanobanana_pipeline.catalogue.identity import Request
+from nanobanana_pipeline.generation.evidence import refuse_older_ledger
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import statement
 from nanobanana_pipeline.ledger.statement import ItemStatement
@@ -43,8 +44,10 @@ Row = dict[str, Any]
 def publish_shard(workspace: Workspace, shard: str) -> None:
     """Write a shard's rows of `attempts`, `images` and `results` as the ledger has them now.
 
-    `results` comes last: who sees an item there finds its images and attempts as well.
+    `results` comes last: who sees an item there finds its images and attempts as well. Raises `UserError`, with nothing
+    changed, when the ledger is older than the tables.
     """
+    refuse_older_ledger(workspace, [shard])
 
     def read() -> tuple[list[ItemStatement], list[Any]]:
         with workspace.ledger.database.read() as connection:

@@ -14,6 +14,7 @@ import uvloop
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.engine import Engine, EngineOptions
+from nanobanana_pipeline.generation.evidence import refuse_older_ledger
 from nanobanana_pipeline.generation.lifecycle import RunStoppedError
 from nanobanana_pipeline.generation.limits import ProviderGate
 from nanobanana_pipeline.generation.patience import Patience
@@ -80,12 +81,13 @@ def generate_shard(
     """Work a shard off and write its tables, whatever happens on the way.
 
     `on_report` is called with the report before anything is raised. Raises `RunInterruptedError` after a graceful
-    stop, and `UserError` when the provider stops the run (a wrong key, an empty account), the lease was lost, or the
-    catalogue seems to be renamed.
+    stop, and `UserError` when the provider stops the run (a wrong key, an empty account), the lease was lost, the
+    catalogue seems to be renamed, or the ledger is older than the tables.
     """
     stop = stop or StopSwitch()
     began = time.monotonic()
     report = ShardReport(shard, Tally())
+    refuse_older_ledger(workspace, [shard])
     if not options.allow_duplicates:
         _refuse_renamed(workspace, shard)
     with stop.on_signals():

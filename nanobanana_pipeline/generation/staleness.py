@@ -9,6 +9,7 @@ Counts and sums are compared, not rows: every entry that a table shows changes o
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -27,20 +28,46 @@ Mark = frozenset[tuple[Any, ...]]
 """The groups of a shard's rows, each with its counts and sums."""
 
 
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """The shards whose rows differ from the ledger, by table; some may be known to the tables alone."""
+
+    results: frozenset[str]
+    attempts: frozenset[str]
+    known: frozenset[str]
+
+    @property
+    def stale(self) -> list[str]:
+        """The shards that can be written anew from the ledger, in order."""
+        return sorted((self.results | self.attempts) & self.known)
+
+
+def differences(workspace: Workspace) -> Differences:
+    """Hold the tables `results` and `attempts` against the ledger."""
+    # Tables first: what is entered meanwhile makes a shard look stale, which costs a commit, and never the other way.
+    results, attempts = _marks(_written_results(workspace)), _marks(_written_attempts(workspace))
+    with workspace.ledger.database.read() as connection:
+        return Differences(
+            results=_differing(results, _marks(_entered_items(connection))),
+            attempts=_differing(attempts, _marks(_entered_attempts(connection))),
+            known=frozenset(connection.execute(sa.select(schema.shards.c.shard)).scalars()),
+        )
+
+
 def stale_shards(workspace: Workspace) -> list[str]:
     """The shards whose rows of `results` or `attempts` differ from the ledger, in order."""
-    # Tables first: what is entered meanwhile makes a shard look stale, which costs a commit, and never the other way.
-    written = [_marks(_written_results(workspace)), _marks(_written_attempts(workspace))]
+    return differences(workspace).stale
+
+
+def shards_of_other_attempts(workspace: Workspace, catalogue: str) -> frozenset[str]:
+    """The shards of a catalogue whose rows of `attempts` differ from the ledger, known to the ledger or not."""
+    written = _marks(_written_attempts(workspace, catalogue))
     with workspace.ledger.database.read() as connection:
-        entered = [_marks(_entered_items(connection)), _marks(_entered_attempts(connection))]
-        known = set(connection.execute(sa.select(schema.shards.c.shard)).scalars())
-    differing = {
-        shard
-        for table, ledger in zip(written, entered, strict=True)
-        for shard in table.keys() | ledger.keys()
-        if table.get(shard) != ledger.get(shard)
-    }
-    return sorted(differing & known)
+        return _differing(written, _marks(_entered_attempts(connection, catalogue)))
+
+
+def _differing(written: dict[str, Mark], entered: dict[str, Mark]) -> frozenset[str]:
+    return frozenset(shard for shard in written.keys() | entered.keys() if written.get(shard) != entered.get(shard))
 
 
 def _entered_items(connection: Connection) -> Iterable[tuple[Any, ...]]:
@@ -55,10 +82,14 @@ def _entered_items(connection: Connection) -> Iterable[tuple[Any, ...]]:
     return [(*group, *sums) for group, sums in groups.items()]
 
 
-def _entered_attempts(connection: Connection) -> Iterable[tuple[Any, ...]]:
+def _entered_attempts(connection: Connection, catalogue: str | None = None) -> Iterable[tuple[Any, ...]]:
     columns = (_attempts.c.shard, _attempts.c.state)
     sums = (sa.func.sum(_attempts.c.cost_micros), sa.func.sum(_attempts.c.at_risk_micros))
-    for row in connection.execute(sa.select(*columns, sa.func.count(), *sums).group_by(*columns)):
+    query = sa.select(*columns, sa.func.count(), *sums).group_by(*columns)
+    if catalogue is not None:
+        shards = sa.select(schema.shards.c.shard).where(schema.shards.c.catalogue == catalogue)
+        query = query.where(_attempts.c.shard.in_(shards))
+    for row in connection.execute(query):
         shard, state, attempts, cost, at_risk = row
         yield shard, state, attempts, usd(int(cost)), usd(int(at_risk))
 
@@ -68,8 +99,9 @@ def _written_results(workspace: Workspace) -> Iterable[tuple[Any, ...]]:
     return _grouped(rows, ["shard", "status", "active"], [("attempts", "count"), ("attempts", "sum")])
 
 
-def _written_attempts(workspace: Workspace) -> Iterable[tuple[Any, ...]]:
-    rows = workspace.tables.read("attempts", ["shard", "state", "cost_usd", "at_risk_usd"])
+def _written_attempts(workspace: Workspace, catalogue: str | None = None) -> Iterable[tuple[Any, ...]]:
+    only = None if catalogue is None else {"catalogue": catalogue}
+    rows = workspace.tables.read("attempts", ["shard", "state", "cost_usd", "at_risk_usd"], only)
     return _grouped(rows, ["shard", "state"], [("state", "count"), ("cost_usd", "sum"), ("at_risk_usd", "sum")])
 
 

@@ -6,7 +6,7 @@ is sent; a state changes only along `states.MOVES`; money follows the state.
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Protocol
@@ -286,6 +286,26 @@ class Postings:
         self._counters.change(scopes_of(row.day, row.catalogue, row.run_scope), change)
         return row.shard
 
+    def adopt(self, facts: dict[str, Any]) -> None:
+        """Enter an attempt as another copy of this book had it, or bring ours to where it was there, with its money.
+
+        `facts` are columns of `attempts`; what can only have been assumed does not replace what this book knows.
+        """
+        query = sa.select(_attempts).where(_attempts.c.attempt_id == facts["attempt_id"])
+        row = self.connection.execute(self._database.lock_rows(query)).one_or_none()
+        if row is None:
+            self.connection.execute(_INSERT, facts)
+            after = facts
+        else:
+            known = {name: value for name, value in facts.items() if name not in _ASSUMED}
+            self.connection.execute(
+                _attempts.update().where(_attempts.c.attempt_id == facts["attempt_id"]).values(known)
+            )
+            before = {column.name: getattr(row, column.name) for column in _attempts.c}
+            after = {**before, **known}
+            self._counters.change(_scopes(before), Holding().minus(_held(before)))
+        self._counters.change(_scopes(after), _held(after))
+
     def note(self, attempt: Attempt, **facts: Any) -> None:
         """Record `facts` (columns of `attempts`) that change neither state nor money."""
         self.connection.execute(_attempts.update().where(_attempts.c.attempt_id == attempt.attempt_id).values(**facts))
@@ -330,6 +350,9 @@ class Postings:
 _MIRRORED = frozenset(Attempt.__dataclass_fields__)
 _CLOSED = frozenset(AttemptState) - set(OPEN_STATES)
 _CORRECTABLE = _CLOSED - {AttemptState.REFUSED}
+
+_ASSUMED = {"cause", "root_run_id", "run_scope", "owner", "day", "submits"}
+"""What tables do not show of an attempt."""
 
 _bind = sa.bindparam
 
@@ -386,6 +409,16 @@ def _transition(columns: tuple[str, ...]) -> sa.Update:
         .where(_attempts.c.attempt_id == _bind("b_id"), _attempts.c.state == _bind("b_before"))
         .values(state=_bind("b_to"), **{name: _bind(name) for name in columns})
     )
+
+
+def _scopes(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return scopes_of(row["day"], row["catalogue"], row["run_scope"])
+
+
+def _held(row: Mapping[str, Any]) -> Holding:
+    """Where the money of a row stands; not by its state alone, as an invoice may have settled it since."""
+    reserved = row["reserved_micros"] if row["state"] in IN_FLIGHT_STATES else 0
+    return Holding(reserved, row["cost_micros"], row["at_risk_micros"])
 
 
 def _new_attempt_id(now_ms: int) -> str:

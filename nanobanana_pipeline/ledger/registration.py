@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def _register_batch(
                 report.shards.add(shard)
         # All samples of a prompt stay together, also when more are asked for later.
         shard_of_prompt[prompt.prompt_id] = shard
-        if row is None or row.request_hash != prompt.request_hash:
+        if row is None or row.request_hash != prompt.request_hash or not row.active:
             requests[prompt.request_hash] = {
                 "request_hash": prompt.request_hash,
                 "model": prompt.request.model,
@@ -188,7 +189,10 @@ def _register_batch(
             }
     report.prompts += len(batch)
     if requests:
-        connection.execute(database.upsert(_requests).on_conflict_do_nothing(), list(requests.values()))
+        # A request that was adopted from the tables may lack its prompt (`adoption`). In one order for every process.
+        insert = database.upsert(_requests)
+        complete = insert.on_conflict_do_update(index_elements=["request_hash"], set_={"body": insert.excluded.body})
+        connection.execute(complete, sorted(requests.values(), key=itemgetter("request_hash")))
     if new:
         connection.execute(_items.insert(), new)
         assign.save()
@@ -285,6 +289,8 @@ def _state_after_edit(connection: Connection, row: Any, request_hash: str) -> st
         _attempts.c.item_id == row.item_id,
         _attempts.c.request_hash == request_hash,
         _attempts.c.state == AttemptState.STORED,
+        # What was adopted from the tables may lack the files of a request that was edited since.
+        _attempts.c.images.is_not(None),
     )
     return ItemState.DONE if connection.execute(stored.limit(1)).first() else ItemState.PENDING
 

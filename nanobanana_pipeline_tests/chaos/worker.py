@@ -9,10 +9,9 @@ import sys
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.client import HttpProvider, Timeouts
 from nanobanana_pipeline.generation.intake import refresh
+from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.patience import Patience
-from nanobanana_pipeline.generation.publishing import publish_shard
 from nanobanana_pipeline.generation.shard_run import RunOptions, generate_shard
-from nanobanana_pipeline.generation.staleness import stale_shards
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.settings import load_settings
 
@@ -33,10 +32,8 @@ def work_off(run: str, patience: Patience, timeouts: Timeouts, *, limit: int | N
     settings = load_settings()
     options = RunOptions(run, run, run, limit=limit, patience=patience)
     with Workspace.open(settings) as workspace:
-        workspace.tables.repair()
+        mend_tables(workspace)
         refresh(workspace)
-        for shard in stale_shards(workspace):
-            publish_shard(workspace, shard)
         for work in workspace.ledger.shard_work():
             if work.left:
                 generate_shard(

@@ -205,7 +205,7 @@ def _generate(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource) 
 
 
 def _left(workspace: Workspace, shard: str) -> int:
-    return sum(work.left for work in workspace.ledger.shard_work() if work.shard == shard)
+    return sum(work.left for work in workspace.ledger.shard_work(shard=shard))
 
 
 def _observations(run: _Run, workspace: Workspace, why: str) -> list[dg.AssetObservation]:
