@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from nanobanana_pipeline.settings import SIMULATOR_KEY
+from nanobanana_pipeline_tests.servers.object_store import ObjectStoreProcess
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.simulator.process import SimulatorProcess
@@ -114,6 +115,24 @@ def simulator(tmp_path: Path) -> Iterator[Callable[..., "SimulatorProcess"]]:
             return running.enter_context(SimulatorProcess(**options))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStoreProcess]:
+    """An S3 server on this machine. Where it is is known only to tests that ask for a `bucket`."""
+    with ObjectStoreProcess() as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStoreProcess, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty bucket, reached by the environment as a person's own is."""
+    name = f"bucket-{uuid4().hex[:12]}"
+    object_store.let_fail()
+    object_store.make_bucket(name)
+    for variable, value in object_store.environment().items():
+        monkeypatch.setenv(variable, value)
+    return f"s3://{name}"
 
 
 def _libpq(url: URL) -> str:

@@ -23,11 +23,11 @@ import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from nanobanana_pipeline.catalogue.columns import KNOWN, REQUIRED, Kind
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.object_stores.opening import open_uri
 
 _ROWS_AT_A_TIME = 10_000
 _DELIMITERS = (",", ";", "\t")
@@ -69,7 +69,7 @@ def import_table(path: Path | str, destination: Path | str, *, overwrite: bool =
 
 
 def _target(source: Path, destination: str) -> tuple[AbstractFileSystem, str]:
-    fs, target = url_to_fs(destination)
+    fs, target = open_uri(destination)
     if not target.lower().endswith(".parquet"):
         target = f"{target.rstrip('/')}/{source.stem}.parquet"
     name = target.rsplit("/", 1)[-1]

@@ -18,10 +18,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.object_stores.opening import open_uri
 
 _SUFFIX = ".parquet"
 _HIDDEN = ("_", ".")
@@ -135,7 +135,7 @@ def one_line(error: Exception) -> str:
 def _open(file: CatalogueFile) -> Any:
     if "://" not in file.uri:
         return pa.OSFile(file.uri)
-    fs, path = url_to_fs(file.uri)
+    fs, path = open_uri(file.uri)
     return fs.open(path, "rb", cache_type="none")
 
 
@@ -151,7 +151,7 @@ def _rows_a_batch(metadata: pq.FileMetaData) -> int:
 
 def _open_root(root: str) -> tuple[AbstractFileSystem, str]:
     try:
-        fs, folder = url_to_fs(root)
+        fs, folder = open_uri(root)
     except (ImportError, ValueError) as error:
         raise UserError(f"can't use {root} as catalogue: {one_line(error)}; correct NANOBANANA_CATALOGUE") from None
     # An object store's listing is cached in the process: a daemon would never see a new file.

@@ -5,15 +5,18 @@ Opened from settings by the command line, by Dagster's assets and by tests alike
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.model_specs.loader import load_spec
 from nanobanana_pipeline.model_specs.spec import ModelSpec
+from nanobanana_pipeline.object_stores.opening import SCHEMES
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage.images import ImageStore
 from nanobanana_pipeline.storage.tables import Tables
+
+_WITH_SCHEME: Final = ("file://", *(f"{scheme}://" for scheme in SCHEMES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,10 @@ class Workspace:
                 raise UserError(
                     f"the output folder {output} can't be made ({error.strerror}): set NANOBANANA_OUTPUT to another"
                 ) from None
+        elif not output.startswith(_WITH_SCHEME):
+            raise UserError(
+                f"NANOBANANA_OUTPUT={output}: an output is a folder, or begins with {', '.join(_WITH_SCHEME)}"
+            )
         ledger = Ledger(settings.ledger)
         stamp = ledger.stamp
         simulated = stamp.mode == "simulated" if stamp else (True if settings.simulated else None)

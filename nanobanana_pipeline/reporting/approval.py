@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import fsspec
 from pydantic import BaseModel, ConfigDict
 
 from nanobanana_pipeline.errors import UserError
@@ -20,6 +19,7 @@ from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.shard_facts import registered_at
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.ledger.work import ShardWork
+from nanobanana_pipeline.object_stores.opening import open_uri
 from nanobanana_pipeline.reporting import figures
 from nanobanana_pipeline.reporting.costs import shown
 from nanobanana_pipeline.reporting.draft import Wanted
@@ -84,7 +84,7 @@ def save(workspace: Workspace, plan: Plan) -> Saved:
 
 def saved_plans(workspace: Workspace) -> list[Saved]:
     """Every saved plan, oldest first."""
-    filesystem, base = fsspec.core.url_to_fs(f"{workspace.output.rstrip('/')}/{PLANS}")
+    filesystem, base = open_uri(f"{workspace.output.rstrip('/')}/{PLANS}")
     filesystem.invalidate_cache(base)
     names = [path.rpartition("/")[2] for path in filesystem.find(base) if path.endswith(".json")]
     found = [Saved.model_validate_json(workspace.images.read(f"{PLANS}/{name}")) for name in names]

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any, Final
 
-import fsspec
 import orjson
 
 from nanobanana_pipeline import reporting
 from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.object_stores.opening import open_uri
 
 SITE: Final = "site"
 """The folder of the pages, under the output."""
@@ -47,7 +47,7 @@ class SiteFolder:
     def __init__(self, workspace: Workspace) -> None:
         self._store = workspace.images
         self._root = workspace.output.rstrip("/")
-        self._filesystem, self._base = fsspec.core.url_to_fs(f"{self._root}/{SITE}")
+        self._filesystem, self._base = open_uri(f"{self._root}/{SITE}")
 
     def location(self, name: str) -> str:
         """Where a page is: an absolute path, or a URI."""

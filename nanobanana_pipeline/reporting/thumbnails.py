@@ -13,9 +13,9 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
-import fsspec
 from PIL import Image, UnidentifiedImageError
 
+from nanobanana_pipeline.object_stores.opening import open_uri
 from nanobanana_pipeline.storage.images import ImageStore
 
 THUMBNAILS: Final = "thumbnails"
@@ -43,7 +43,7 @@ def thumbnail_path(sha256: str) -> str:
 
 def existing(store: ImageStore) -> set[str]:
     """The hashes of the images that have a thumbnail, by one listing: a remote store is slow to be asked for each."""
-    filesystem, base = fsspec.core.url_to_fs(f"{store.root.rstrip('/')}/{THUMBNAILS}")
+    filesystem, base = open_uri(f"{store.root.rstrip('/')}/{THUMBNAILS}")
     filesystem.invalidate_cache(base)
     return {
         path.rpartition("/")[2].removesuffix(".webp")

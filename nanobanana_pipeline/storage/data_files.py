@@ -9,6 +9,7 @@ are durable before the commit that names them. Which files to write and when to 
 
 import contextlib
 import hashlib
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -20,10 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
-from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction
 
+from nanobanana_pipeline.object_stores.opening import open_uri
 from nanobanana_pipeline.storage import durable
 
 STATISTICS_COLUMNS: Final = ("catalogue", "shard", "day")
@@ -39,33 +39,44 @@ def fingerprint(columns: Iterable[str]) -> str:
 
 
 class DataFiles:
-    """The data files of `delta`, in its folder or its place in an object store. Names are relative to the table."""
+    """The data files of the table at `uri`, a folder or a place in an object store. Names are relative to it."""
 
-    def __init__(self, uri: str, delta: DeltaTable) -> None:
+    def __init__(self, uri: str) -> None:
         self._folder = None if durable.is_remote(uri) else uri
-        # Delta's own access to an object store: the same credentials, wherever it finds them.
-        self._filesystem = (
-            pafs.SubTreeFileSystem(uri, pafs.LocalFileSystem())
-            if self._folder
-            else pafs.PyFileSystem(DeltaStorageHandler.from_table(delta._table))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        )
+        if self._folder:
+            self._filesystem = pafs.SubTreeFileSystem(uri, pafs.LocalFileSystem())
+        else:
+            # Not through Delta's own handler: it holds Python's lock while the store takes its time, and with it every
+            # other shard of the process.
+            self._store, self._base = open_uri(uri)
+            self._filesystem = pafs.SubTreeFileSystem(self._base, pafs.PyFileSystem(pafs.FSSpecHandler(self._store)))
 
     def write(
         self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, *, data_change: bool = True
     ) -> list[AddAction]:
         """Write `batches` to new files of at most a million rows each; durable when this returns. No rows, no file."""
+        if self._folder:
+            return self._write(batches, schema, self._filesystem, data_change=data_change)
+        # A file that fails halfway must not show in the store, so each is sent when it is whole.
+        with tempfile.TemporaryDirectory(prefix="nanobanana-table-") as folder:
+            drafts = pafs.SubTreeFileSystem(folder, pafs.LocalFileSystem())
+            return self._write(batches, schema, drafts, data_change=data_change)
+
+    def _write(
+        self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, drafts: pafs.SubTreeFileSystem, *, data_change: bool
+    ) -> list[AddAction]:
         written: list[AddAction] = []
         open_file: _OpenFile | None = None
         try:
             for rows in _row_groups(batches):
                 if open_file is None:
-                    open_file = _OpenFile(self._filesystem, schema)
+                    open_file = _OpenFile(drafts, schema)
                 open_file.write(rows)
                 if open_file.rows >= _ROWS_PER_FILE:
-                    written.append(self._finish(open_file, data_change=data_change))
+                    written.append(self._finish(open_file, drafts, data_change=data_change))
                     open_file = None
             if open_file is not None:
-                written.append(self._finish(open_file, data_change=data_change))
+                written.append(self._finish(open_file, drafts, data_change=data_change))
         except BaseException:
             if open_file is not None:
                 open_file.abandon()
@@ -76,11 +87,14 @@ class DataFiles:
             durable.sync(self._folder)
         return written
 
-    def _finish(self, open_file: "_OpenFile", *, data_change: bool) -> AddAction:
+    def _finish(self, open_file: "_OpenFile", drafts: pafs.SubTreeFileSystem, *, data_change: bool) -> AddAction:
         open_file.close()
+        size = drafts.get_file_info(open_file.name).size
         if self._folder:
             durable.sync(f"{self._folder}/{open_file.name}")
-        size = self._filesystem.get_file_info(open_file.name).size
+        else:
+            self._store.put_file(f"{drafts.base_path}{open_file.name}", f"{self._base}/{open_file.name}")
+            drafts.delete_file(open_file.name)
         return AddAction(
             open_file.name,
             size,

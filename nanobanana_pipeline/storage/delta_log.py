@@ -6,14 +6,16 @@ decided in `tables`.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
+from nanobanana_pipeline.object_stores.opening import DELTA_OPTIONS, ObjectStoreError
 from nanobanana_pipeline.storage import durable
 from nanobanana_pipeline.storage.data_files import DataFiles
 
@@ -28,6 +30,10 @@ CHECKPOINT_EVERY: Final = 25
 
 LOG_KEPT: Final = "interval 10 minutes"
 """Opening a table and committing to it look at every entry of the log: with 2,000 of them each takes 25 ms more."""
+
+_TRIES: Final = 4
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +57,30 @@ class Change:
         self.files.remove(self.paths)
 
 
+def open_table(uri: str, version: int | None = None) -> DeltaTable:
+    """The table at `uri`, as it is or was; raises what Delta raises when there is none."""
+    return asked(uri, lambda: DeltaTable(uri, version=version, storage_options=options(uri)))
+
+
+def asked(uri: str, question: Callable[[], T], tries: int = _TRIES) -> T:
+    """The answer to what may be asked again: Delta gives up at the first answer of a store that is cut off halfway."""
+    try:
+        return question()
+    except OSError as error:
+        if not durable.is_remote(uri):
+            raise
+        if tries == 1:
+            raise ObjectStoreError(uri, error) from None
+    return asked(uri, question, tries - 1)
+
+
+def options(uri: str) -> dict[str, str] | None:
+    """How Delta opens the place of a table."""
+    return DELTA_OPTIONS if durable.is_remote(uri) else None
+
+
 def commit(delta: DeltaTable, change: Change) -> bool:
-    """Commit `change` as the version after `delta`'s; False when someone else has taken that one."""
+    """Commit `change` as the version after `delta`'s; False when that one is taken, by someone else as a rule."""
     now = time.time_ns() // 1_000_000
     removes = [RemoveAction(file, change.data_change, now) for file in change.removes]
     try:
@@ -63,12 +91,17 @@ def commit(delta: DeltaTable, change: Change) -> bool:
             commit_properties=ONCE,
             post_commithook_properties=NO_HOOKS,
         )
-    except CommitFailedError:
+    except (CommitFailedError, OSError) as error:
+        # A store may take a commit and lose the answer, which the log tells.
+        if isinstance(error, OSError) and not durable.is_remote(delta.table_uri):
+            raise
         seen = delta.version()
-        delta.update_incremental()
-        if delta.version() == seen:
-            raise  # not for another's commit, then
-        return False
+        asked(delta.table_uri, delta.update_incremental)
+        if delta.version() != seen:
+            return False
+        if isinstance(error, OSError):
+            raise ObjectStoreError(delta.table_uri, error) from None
+        raise  # not for another's commit, then
     return True
 
 
@@ -95,7 +128,7 @@ def sync(uri: str, version: int) -> None:
 def checkpoint(uri: str) -> None:
     """Sum up the log, so that opening the table stays cheap. The commits stand whether this works or not."""
     try:
-        delta = DeltaTable(uri)
+        delta = open_table(uri)
         delta.create_checkpoint()
         if not durable.is_remote(uri):
             log = Path(uri, "_delta_log")

@@ -9,9 +9,8 @@ import os
 import posixpath
 from pathlib import Path
 
-import fsspec
-
 from nanobanana_pipeline.catalogue.identity import safe_name
+from nanobanana_pipeline.object_stores.opening import open_uri
 from nanobanana_pipeline.storage import durable
 from nanobanana_pipeline.storage.verification import BadImage, ImageFacts, format_of, verify_image
 
@@ -45,7 +44,7 @@ class ImageStore:
     def write(self, relative: str, data: bytes) -> None:
         """Store `data` at `relative`, whole and durable when this returns. What was there is replaced in one step."""
         if self._local is None:
-            filesystem, base = fsspec.core.url_to_fs(self.root)
+            filesystem, base = open_uri(self.root)
             # An object store shows an object only once it is there in full.
             filesystem.pipe_file(f"{base}/{_inside(relative)}", data)
             return
@@ -63,7 +62,7 @@ class ImageStore:
     def read(self, relative: str) -> bytes:
         """The bytes at `relative`; `FileNotFoundError` when there are none."""
         if self._local is None:
-            filesystem, base = fsspec.core.url_to_fs(self.root)
+            filesystem, base = open_uri(self.root)
             return bytes(filesystem.cat_file(f"{base}/{_inside(relative)}"))
         return Path(self._local, _inside(relative)).read_bytes()
 
@@ -72,7 +71,7 @@ class ImageStore:
         path = _inside(relative)
         try:
             if self._local is None:
-                filesystem, base = fsspec.core.url_to_fs(self.root)
+                filesystem, base = open_uri(self.root)
                 found = int(filesystem.size(f"{base}/{path}") or 0)
             else:
                 found = os.stat(f"{self._local}/{path}").st_size  # noqa: PTH116 - a million times over

@@ -175,7 +175,7 @@ class Tables:
             schema,
             tuple(f"{self.uri(name)}/{file}" for file in names),
             even=all(file.startswith(mark) for file in names),
-            dataset=lambda: DataFiles(self.uri(name), delta).dataset(names, schema),
+            dataset=lambda: DataFiles(self.uri(name)).dataset(names, schema),
         )
 
     def repair(self, older_than_s: float = 3600.0) -> list[Repair]:
@@ -209,7 +209,7 @@ class Tables:
             commit_properties=delta_log.ONCE,
             post_commithook_properties=delta_log.NO_HOOKS,
         )
-        delta = DeltaTable(self.uri(name))
+        delta = delta_log.open_table(self.uri(name))
         delta_log.sync(self.uri(name), delta.version())
         delta_log.checkpoint(self.uri(name))
         return Upkeep(merged, len(deleted))
@@ -225,7 +225,7 @@ class Tables:
         ]
         if len(small) < _MANY_FILES:
             return 0
-        files = DataFiles(self.uri(name), delta)
+        files = DataFiles(self.uri(name))
         schema = _with_columns_of(SCHEMAS[name].remove_metadata(), delta)
         adds: list[AddAction] = []
         for first in range(0, len(small), _MERGED_FILES):
@@ -238,7 +238,7 @@ class Tables:
     def open(self, name: str, version: int | None = None) -> DeltaTable | None:
         """The Delta table itself; None when there is none. `UserError` when a power cut or an edit has broken it."""
         try:
-            delta = DeltaTable(self.uri(name), version=version)
+            delta = delta_log.open_table(self.uri(name), version)
         except TableNotFoundError:
             return None
         except DeltaError as error:
@@ -273,9 +273,11 @@ class Tables:
         if self._local:
             durable.make_folder(uri)
         try:
-            DeltaTable.create(
+            create = partial(
+                DeltaTable.create,
                 uri,
                 schema=schema,
+                storage_options=delta_log.options(uri),
                 name=name,
                 description=f"{description} Simulated: no real money." if self._mode == "simulated" else description,
                 configuration={
@@ -288,6 +290,7 @@ class Tables:
                 commit_properties=delta_log.ONCE,
                 post_commithook_properties=delta_log.NO_HOOKS,
             )
+            delta_log.asked(uri, create)
         except DeltaError:
             # Another worker may have been faster.
             if (delta := self.open(name)) is None:
@@ -295,7 +298,7 @@ class Tables:
             return delta
         if self._local:
             durable.sync(uri)
-        delta = DeltaTable(uri)
+        delta = delta_log.open_table(uri)
         delta_log.sync(self.uri(name), 0)
         return delta
 
@@ -313,18 +316,20 @@ class Tables:
         if not missing:
             return
         try:
-            delta.alter.add_columns(
+            add = partial(
+                delta.alter.add_columns,
                 DeltaSchema.from_arrow(pa.schema(missing)).fields,
                 commit_properties=delta_log.ONCE,
                 post_commithook_properties=delta_log.NO_HOOKS,
             )
+            delta_log.asked(self.uri(name), add)
         except DeltaError:
             # Another worker may have added them at the same moment.
-            delta.update_incremental()
+            delta_log.asked(self.uri(name), delta.update_incremental)
             if _missing_columns(name, delta):
                 raise
         else:
-            delta.update_incremental()
+            delta_log.asked(self.uri(name), delta.update_incremental)
             delta_log.sync(self.uri(name), delta.version())
 
     def _change(
@@ -336,7 +341,7 @@ class Tables:
         replaced: frozenset[str],
     ) -> delta_log.Change:
         """Write the files of a replacement: the new rows, and the others' rows of files that can't go as a whole."""
-        files = DataFiles(self.uri(name), delta)
+        files = DataFiles(self.uri(name))
         schema = SCHEMAS[name].remove_metadata()
         adds = files.write(_conformed(name, data), schema)
         removes: list[str] = []
@@ -370,7 +375,7 @@ class Tables:
     def _refresh(self, name: str, delta: DeltaTable) -> None:
         """Bring `delta` up to date; `Conflict` when another table stands in its place."""
         try:
-            delta.update_incremental()
+            delta_log.asked(self.uri(name), delta.update_incremental)
         except DeltaError as error:
             if self.open(name) is None:
                 raise Conflict(f"{name}: the table is gone") from error

@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +22,7 @@ from nanobanana_pipeline.catalogue.reading import (
     iter_batches,
 )
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.object_stores.opening import open_uri
 
 
 def write(path: Path, prompts: list[str] | None = None) -> Path:
@@ -71,16 +71,18 @@ def test_names_may_be_anything(tmp_path: Path) -> None:
     )
 
 
-def test_other_file_systems(tmp_path: Path) -> None:
-    """The root may be any fsspec URI, and what was listed there can be read from there."""
-    memory = fsspec.filesystem("memory")
-    memory.pipe("/bucket/cats/spring.parquet", write(tmp_path / "a.parquet", ["a cat"]).read_bytes())
-    memory.pipe("/bucket/cats/folder/b.parquet", write(tmp_path / "a.parquet", ["b cat"]).read_bytes())
-    sources = find_catalogues("memory://bucket/cats")
+def test_catalogues_in_an_object_store(tmp_path: Path, bucket: str) -> None:
+    """The root may be a bucket, and what was listed there can be read from there; a new version shows as a change."""
+    store, _ = open_uri(bucket)
+    name = bucket.removeprefix("s3://")
+    store.pipe(f"{name}/cats/spring.parquet", write(tmp_path / "a.parquet", ["a cat"]).read_bytes())
+    store.pipe(f"{name}/cats/folder/b.parquet", write(tmp_path / "a.parquet", ["b cat"]).read_bytes())
+    sources = find_catalogues(f"{bucket}/cats")
     assert [source.name for source in sources] == ["folder", "spring"]
     read = [batch.column("prompt").to_pylist() for source in sources for batch in iter_batches(source.files[0])]
     assert read == [["b cat"], ["a cat"]]
-    memory.rm("/bucket", recursive=True)
+    store.pipe(f"{name}/cats/spring.parquet", write(tmp_path / "a.parquet", ["c cat"]).read_bytes())
+    assert find_catalogues(f"{bucket}/cats") != sources
 
 
 def test_empty_root_has_no_catalogue(tmp_path: Path) -> None:

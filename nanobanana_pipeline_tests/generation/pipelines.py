@@ -1,5 +1,6 @@
 """A whole pipeline without Dagster, for tests: a catalogue, a simulator, and what became of it in tables and book."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -15,6 +16,7 @@ from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
 from nanobanana_pipeline.generation.stopping import StopSwitch
 from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.object_stores.opening import open_uri
 from nanobanana_pipeline.settings import Settings, load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 
@@ -31,6 +33,8 @@ class Pipeline:
     folder: Path
     simulator: SimulatorProcess
     ledger_url: str | None = None
+    bucket: str | None = None
+    """Where output and catalogue are, instead of the folder."""
     knobs: dict[str, Any] = field(default_factory=dict)
     timeouts: Timeouts = QUICK_TIMEOUTS
     runs: int = 0
@@ -41,8 +45,8 @@ class Pipeline:
         return load_settings(
             api_key=self.simulator.api_key,
             base_url=self.simulator.base_url,
-            output=str(self.folder / "output"),
-            catalogue=str(self.folder / "catalogue"),
+            output=f"{self.bucket or self.folder}/output",
+            catalogue=f"{self.bucket or self.folder}/catalogue",
             ledger_url=self.ledger_url,
             **self.knobs,
         )
@@ -53,7 +57,17 @@ class Pipeline:
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(name for row in rows for name in row))
         pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in columns}), path)
+        if self.bucket:
+            store, base = open_uri(self.bucket)
+            store.put_file(str(path), f"{base}/catalogue/{path.name}")
         return path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment with these settings, for processes that work on the same output."""
+        settings = self.settings.model_dump(exclude_none=True, exclude={"api_key", "image_hosts"}) | self.knobs
+        mine = {f"NANOBANANA_{name.upper()}": str(value) for name, value in settings.items()}
+        return os.environ | mine | {"NANOBANANA_API_KEY": self.simulator.api_key}
 
     def open(self) -> Workspace:
         """Its output, to be closed by the caller."""

@@ -26,14 +26,14 @@ def test_replaced_data_stay_for_a_while(world: Callable[..., World]) -> None:
     assert len(list(data.glob("gallery-*.js"))) == 1
 
 
-def test_pages_can_be_written_to_an_object_store(world: Callable[..., World]) -> None:
+def test_pages_can_be_written_to_an_object_store(world: Callable[..., World], bucket: str) -> None:
     """An output may be a bucket; the pages belong beside the images that they show."""
     made = world()
-    settings = made.workspace.settings.model_copy(update={"output": "memory://bucket/output"})
+    settings = made.workspace.settings.model_copy(update={"output": f"{bucket}/output"})
 
     with made.elsewhere(settings) as workspace:
         site = write_site(workspace)
 
-    assert site.gallery == "memory:///bucket/output/site/gallery.html"
+    assert site.gallery == f"{bucket}/output/site/gallery.html"
     assert workspace.images.exists("site/gallery.html")
     assert workspace.images.exists("site/assets/page.css")

@@ -78,11 +78,11 @@ def test_paths_from_edited_tables_stay_inside(tmp_path: Path, relative: str) -> 
         store.write(relative, b"x")
 
 
-@pytest.fixture(params=["local", "local URI", "memory"])
+@pytest.fixture(params=["local", "local URI", "bucket"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ImageStore:
     """A store of each kind."""
-    if request.param == "memory":
-        return ImageStore(f"memory://{tmp_path}")
+    if request.param == "bucket":
+        return ImageStore(f"{request.getfixturevalue('bucket')}/out")
     return ImageStore(tmp_path / "out" if request.param == "local" else f"file://{tmp_path}/out")
 
 
@@ -211,9 +211,9 @@ def test_everything_is_flushed_in_order(tmp_path: Path, monkeypatch: pytest.Monk
     assert steps == ["flush .", "flush images", "flush temporary", "rename", "flush images/c"]
 
 
-def test_an_object_store_gets_one_whole_object(tmp_path: Path) -> None:
+def test_an_object_store_gets_one_whole_object(bucket: str) -> None:
     """No temporary objects: listing and deleting them costs, and puts are whole anyway."""
-    root = f"memory://{tmp_path}"
+    root = f"{bucket}/out"
     ImageStore(root).write("images/c/s/a.png", b"x")
     filesystem, base = fsspec.core.url_to_fs(root)
     assert [Path(path).name for path in filesystem.find(base)] == ["a.png"]
