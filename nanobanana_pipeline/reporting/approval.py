@@ -188,6 +188,6 @@ def _write(workspace: Workspace, saved: Saved) -> None:
 
 
 def _forget(workspace: Workspace, plans: Sequence[Saved]) -> None:
-    filesystem, base = fsspec.core.url_to_fs(f"{workspace.output.rstrip('/')}/{PLANS}")
+    filesystem, base = open_uri(f"{workspace.output.rstrip('/')}/{PLANS}")
     for one in plans:
         filesystem.rm_file(f"{base}/{one.hash}.json")
