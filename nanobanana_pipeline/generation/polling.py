@@ -1,9 +1,9 @@
 """When to ask next whether a task has ended.
 
-Measured beforehand: at equal lag a growing back-off costs more polls than a fixed gap. So the first question comes
-when the quickest tenth of recent tasks had ended, then at a fixed gap; only a task far beyond the usual is asked about
-less often. Where latencies are spread widely the wait for the first tenth saves no polls and adds lag, so it is
-skipped.
+At equal lag a back-off that grows from the start costs more polls than a fixed gap (`make bench`). So the first
+question comes when the quickest of recent tasks had ended, then at a fixed gap; only a task far beyond the usual is
+asked about less often. Where latencies are spread widely that first wait saves no polls and adds lag, so it is skipped;
+there, the longer a task has taken the longer it is going to take, and the gap grows with the square root of its age.
 """
 
 from collections import deque
@@ -15,6 +15,8 @@ _ENOUGH: Final = 20
 """Latencies needed before they are trusted."""
 _WIDE: Final = 6.0
 """90th over 10th percentile (log-normal sigma of about 0.7) above which the learnt first wait is skipped."""
+_FIRST_SHARE: Final = 0.18
+"""Share of recent tasks that had ended when the first question came. Simulated: near the fewest polls at equal lag."""
 _UNLEARNT_GAP_S: Final = 0.25
 _UNLEARNT_LONGEST_S: Final = 2.0
 _SHORTEST_GAP_S: Final = 0.1
@@ -49,6 +51,11 @@ class Latencies:
         return self._sorted[min(len(self._sorted) - 1, int(share * len(self._sorted)))]
 
     @property
+    def _wide(self) -> bool:
+        low = self.percentile(0.1)
+        return low <= 0 or self.percentile(0.9) / low > _WIDE
+
+    @property
     def gap_s(self) -> float:
         """The fixed gap between polls: twice the wanted mean lag."""
         return min(_LONGEST_GAP_S, max(_SHORTEST_GAP_S, 2 * _LAG_SHARE * self.percentile(0.5)))
@@ -57,16 +64,15 @@ class Latencies:
         """Seconds after the submit at which to ask for the first time."""
         if not self.learnt:
             return _UNLEARNT_GAP_S
-        low = self.percentile(0.1)
-        if low <= 0 or self.percentile(0.9) / low > _WIDE:
-            return self.gap_s
-        return max(low, _SHORTEST_GAP_S)
+        return self.gap_s if self._wide else max(self.percentile(_FIRST_SHARE), _SHORTEST_GAP_S)
 
     def next_poll_s(self, age_s: float) -> float:
         """Seconds until the next question, for a task that was submitted `age_s` ago and has not ended."""
         if not self.learnt:
             return min(_UNLEARNT_LONGEST_S, max(_UNLEARNT_GAP_S, age_s / 4))
         gap = self.gap_s
+        if self._wide:
+            return min(_LONGEST_STRETCHED_S, gap * max(1.0, age_s / max(self.percentile(0.75), _SHORTEST_GAP_S)) ** 0.5)
         usual = 3 * self.percentile(0.95)
         if age_s <= usual:
             return gap
