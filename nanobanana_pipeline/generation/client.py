@@ -32,7 +32,9 @@ from nanobanana_pipeline.generation.answers import (
 )
 from nanobanana_pipeline.generation.hosts import HostRules, is_private_host, public_socket
 from nanobanana_pipeline.generation.transport import (
+    Answer,
     BodyError,
+    HiddenHeaders,
     MaybeSentError,
     NeverSentError,
     RefusedHostError,
@@ -51,6 +53,7 @@ MAX_REDIRECTS = 5
 
 _USER_AGENT = "nanobanana-pipeline"
 _OK = 200
+_SUCCESSES = range(200, 300)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 425, 429})
 _CLIENT_ERRORS = range(400, 500)
@@ -129,14 +132,14 @@ class HttpProvider:
         self._image_hosts = image_hosts
         self._hosts = HostRules(image_hosts)
         plain = {"user-agent": _USER_AGENT, "accept": "*/*", "accept-encoding": "identity"}
-        self._plain_headers = httpx.Headers(plain)
-        # httpx hides the value of this header in every repr.
+        self._plain_headers = HiddenHeaders(plain)
         token = {"authorization": f"Bearer {key}"} if key else {}
-        self._poll_headers = httpx.Headers({**plain, "accept": "application/json", **token})
-        self._submit_headers = httpx.Headers({**dict(self._poll_headers), "content-type": "application/json"})
-        self._task_path = httpx.URL(self._base).raw_path.decode().rstrip("/") + spec.api.task_path
+        self._poll_headers = HiddenHeaders({**plain, "accept": "application/json", **token})
+        self._submit_headers = HiddenHeaders({**self._poll_headers, "content-type": "application/json"})
+        # As they are sent: reading a URL costs as much as all the rest of a request.
+        self._task_url = str(httpx.URL(self._base)).rstrip("/") + spec.api.task_path
         self._submit_url = httpx.URL(self._base + spec.api.submit_path)
-        self._api_limits = {"timeout": {"connect": self._timeouts.connect_s, "read": None}}
+        self._submit_to = str(self._submit_url)
         self._download_limits = {"timeout": {"connect": self._timeouts.connect_s, "read": self._timeouts.idle_s}}
         self._api: Transport | None = None
         self._images: Transport | None = None
@@ -175,13 +178,12 @@ class HttpProvider:
         `Refused` when there is certainly no task: the API said so, or no connection was opened. `Unknown` whenever the
         request may have arrived and no readable answer came: cut, late, garbled or too large.
         """
-        headers = self._submit_headers.copy()
+        headers = HiddenHeaders(self._submit_headers)
         # The provider documents neither as a promise; both help to find a request in its logs.
         headers["x-request-id"] = headers["idempotency-key"] = idempotency_key
         body = _COMPACT.encode(wire.submit_body(request, self._spec)).encode()
-        message = httpx.Request("POST", self._submit_url, headers=headers, content=body, extensions=self._api_limits)
         try:
-            answer = await self._ask(message, self._timeouts.submit_s)
+            answer = await self._ask("POST", self._submit_to, headers, body, limit_s=self._timeouts.submit_s)
         except NeverSentError as error:
             return Refused(ErrorKind.RETRYABLE, None, f"no connection to {self.origin}: {error}")
         except _UnreadableSuccessError as error:
@@ -192,12 +194,9 @@ class HttpProvider:
 
     async def poll(self, task_id: str) -> Polled | PollError:
         """Ask how a task is."""
-        # Reading a URL costs httpx as much as all the rest of a request, and only the end of this one ever changes.
-        target = self._task_path.replace("{id}", quote(task_id, safe="")).encode()
-        extensions = {**self._api_limits, "target": target}
-        message = httpx.Request("GET", self._submit_url, headers=self._poll_headers, extensions=extensions)
+        url = self._task_url.replace("{id}", quote(task_id, safe=""))
         try:
-            answer = await self._ask(message, self._timeouts.poll_s)
+            answer = await self._ask("GET", url, self._poll_headers, limit_s=self._timeouts.poll_s)
         except _UnreadableSuccessError as error:
             return PollError(ErrorKind.RETRYABLE, str(error), error.status)
         except (NeverSentError, MaybeSentError) as error:
@@ -219,9 +218,8 @@ class HttpProvider:
 
     async def probe(self) -> Probe:
         """See who answers at the API's origin, without the token. Raises `UserError` when nobody does."""
-        message = httpx.Request("GET", f"{self._base}/", headers=self._plain_headers, extensions=self._api_limits)
         try:
-            answer = await self._ask(message, self._timeouts.poll_s)
+            answer = await self._ask("GET", f"{self._base}/", self._plain_headers, limit_s=self._timeouts.poll_s)
         except _UnreadableSuccessError:
             return Probe(self.origin, simulated=False)
         except (NeverSentError, MaybeSentError) as error:
@@ -230,27 +228,26 @@ class HttpProvider:
             ) from None
         return Probe(self.origin, simulated=answer.headers.get(SIMULATOR_HEADER) == "1")
 
-    async def _ask(self, message: httpx.Request, limit_s: float) -> "_Answer":
+    async def _ask(
+        self, method: str, url: str, headers: HiddenHeaders, content: bytes | None = None, *, limit_s: float
+    ) -> Answer:
         """One exchange with the API. Raises `NeverSentError`, or `MaybeSentError` when no readable answer came.
 
         Without its body a success says nothing, but a refusal is one by its status alone: it comes back with an empty
         body.
         """
-        transport, head = _opened(self._api), None
-        try:
-            async with asyncio.timeout(limit_s):
-                head = await transport.handle_async_request(message)
-                body = await read_whole(head, self._spec.limits.max_answer_bytes)
-                return _Answer(head.status_code, head.headers, body)
-        except BodyError as error:
-            fault = str(error)
-        except TimeoutError:
-            fault = f"no whole answer within {limit_s:g} s"
-        if head is None:
-            raise MaybeSentError(fault)
-        if head.is_success:
-            raise _UnreadableSuccessError(head.status_code, fault)
-        return _Answer(head.status_code, head.headers, b"")
+        answer = await _opened(self._api).ask(
+            method,
+            url,
+            headers,
+            content,
+            connect_s=self._timeouts.connect_s,
+            limit_s=limit_s,
+            most=self._spec.limits.max_answer_bytes,
+        )
+        if answer.fault is not None and answer.status in _SUCCESSES:
+            raise _UnreadableSuccessError(answer.status, answer.fault)
+        return answer
 
     async def _follow(self, url: str) -> Downloaded | DownloadError:
         for _ in range(MAX_REDIRECTS + 1):
@@ -287,13 +284,6 @@ class HttpProvider:
         if not body:
             return DownloadError("retryable", f"{place}: an empty answer", _OK)
         return Downloaded(body, _media_type(head.headers.get("content-type", "")))
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: httpx.Headers
-    body: bytes
 
 
 class _UnreadableSuccessError(MaybeSentError):

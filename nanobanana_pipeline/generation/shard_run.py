@@ -195,6 +195,9 @@ def _refuse_renamed(workspace: Workspace, shard: str) -> None:
     """A renamed file is a new catalogue to us: better to ask than to pay for all of it again."""
     with workspace.ledger.database.read() as connection:
         catalogue = statement.catalogue_of_shard(connection, shard)
+        # The shard first: in all of a large catalogue it takes seconds, and every shard asks.
+        if not statement.paid_elsewhere(connection, catalogue, shard=shard)[1]:
+            return
         waiting, paid, elsewhere = statement.paid_elsewhere(connection, catalogue)
     if waiting and paid > waiting * _MOSTLY:
         raise UserError(

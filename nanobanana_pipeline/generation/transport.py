@@ -10,11 +10,13 @@ It builds on httpx-aiohttp's transport and replaces how that sends, for what was
 - bodies come in pieces of 16 KB, which costs more than the rest of a download.
 """
 
+import asyncio
 import os
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -58,6 +60,23 @@ class TooLargeError(BodyError):
     """The body is larger than it may be."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; `headers` know no case. `fault` says why the body could not be had, which is then empty."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    fault: str | None = None
+
+
+class HiddenHeaders(dict[str, str]):
+    """Headers of a request whose values, the token among them, no repr shows."""
+
+    def __repr__(self) -> str:
+        return f"HiddenHeaders({', '.join(self)})"
+
+
 @cache
 def tls_context() -> ssl.SSLContext:
     """The usual certificates, whatever the environment says. Reading them takes longer than a hundred requests."""
@@ -68,8 +87,7 @@ class Transport(AiohttpTransport):
     """Sends requests; every failure is a `NeverSentError` or a `MaybeSentError`, with a short text that holds no URL.
 
     Time limits come with each request, as httpx's `timeout` extension in seconds: `connect` for all of looking up,
-    connecting and TLS; `read` between two pieces of an answer. httpx's `target` extension takes the place of the URL's
-    path, and spares the reading of a URL. There is no pool limit: how many requests are open is
+    connecting and TLS; `read` between two pieces of an answer. There is no pool limit: how many requests are open is
     the caller's to bound. A POST is never sent twice, a GET may be, on a connection that turns out to be closed.
     `sockets`, when given, makes the socket for each address about to be connected to, and may refuse it. Make it
     inside a running event loop.
@@ -89,19 +107,76 @@ class Transport(AiohttpTransport):
         )
         super().__init__(verify=tls, trust_env=False, client=self._session)
 
+    async def ask(
+        self,
+        method: str,
+        url: str,
+        headers: HiddenHeaders,
+        content: bytes | None = None,
+        *,
+        connect_s: float,
+        limit_s: float,
+        most: int,
+    ) -> Answer:
+        """One exchange, over within `limit_s`, whose answer has at most `most` bytes.
+
+        The lean way for what is asked all the time: making httpx's objects costs as much as sending does. The URL goes
+        out as it stands. Raises `NeverSentError`, or `MaybeSentError` while not even the head of an answer is there;
+        what goes wrong later is the answer's `fault`.
+        """
+        response: ClientResponse | None = None
+        body, fault = b"", None
+        try:
+            async with asyncio.timeout(limit_s):
+                with _plain_errors():
+                    response = await self._session.request(
+                        method,
+                        URL(url, encoded=True),
+                        headers=headers,
+                        data=content,
+                        allow_redirects=False,
+                        timeout=_connecting_within(connect_s),
+                    )
+                body = await _whole_body(response, most)
+        except BodyError as error:
+            fault = str(error)
+        except TimeoutError:
+            fault = f"no whole answer within {limit_s:g} s"
+        finally:
+            if response is not None:
+                response.release()
+        if response is None:
+            raise MaybeSentError(fault or "no answer")
+        return Answer(response.status, response.headers, body, fault)
+
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request and return the answer's head; the body follows through its stream."""
         limits: dict[str, float | None] = request.extensions.get("timeout", {})
         with _plain_errors():
             response = await self._session.request(
                 request.method,
-                _address(request),
+                # As it stands: it is quoted already, and a signature holds for just these characters.
+                URL(str(request.url), encoded=True),
                 headers=request.headers,
                 data=request.content or None,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(connect=limits.get("connect"), sock_read=limits.get("read")),
             )
         return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
+
+
+async def _whole_body(response: ClientResponse, most: int) -> bytes:
+    head = response.headers
+    length = _digits(head.get("content-length", ""))
+    if not length or length > most or "content-encoding" in head:
+        # What is long, compressed or of unknown length is read with care.
+        parts = httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response))
+        return await read_whole(parts, most)
+    try:
+        with _plain_errors():
+            return await response.read()
+    except MaybeSentError as error:
+        raise BodyError(str(error)) from error
 
 
 async def read_whole(response: httpx.Response, most: int) -> bytes:
@@ -146,8 +221,16 @@ def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
 
 
 def _announced_bytes(response: httpx.Response) -> int:
-    length = response.headers.get("content-length", "0")
-    return int(length) if length.isdecimal() and len(length) < _MAX_LENGTH_DIGITS else 0
+    return _digits(response.headers.get("content-length", "")) or 0
+
+
+def _digits(length: str) -> int | None:
+    return int(length) if length.isdecimal() and len(length) < _MAX_LENGTH_DIGITS else None
+
+
+@cache
+def _connecting_within(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(connect=seconds)
 
 
 def _inflater(encoding: str) -> "_Inflater | None":
@@ -160,15 +243,6 @@ def _inflater(encoding: str) -> "_Inflater | None":
             return zlib.decompressobj()
         case _:
             raise BodyError("the answer is compressed in a way that was not asked for")
-
-
-def _address(request: httpx.Request) -> URL:
-    """Where the request goes, as it stands: it is quoted already, and a signature holds for just these characters."""
-    target: bytes | None = request.extensions.get("target")
-    if target is None:
-        return URL(str(request.url), encoded=True)
-    origin = request.url
-    return URL(f"{origin.scheme}://{origin.netloc.decode()}{target.decode()}", encoded=True)
 
 
 class _Inflater(Protocol):

@@ -59,7 +59,7 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Write what is posted, then let go of the database."""
+        """Let go of the database; what was posted is written, by the writer's last user at the latest."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -153,7 +153,7 @@ class Ledger:
     async def post(self, posting: Callable[[Postings], T]) -> T:
         """Run a posting in the next group commit; see `writer.GroupCommit.post`."""
         if self._writer is None:
-            self._writer = GroupCommit(self.database)
+            self._writer = GroupCommit.shared(self.url)
         return await self._writer.post(posting)
 
     @contextmanager

@@ -88,8 +88,8 @@ def catalogue_of_shard(connection: Connection, shard: str) -> str:
     return name
 
 
-def paid_elsewhere(connection: Connection, catalogue: str) -> tuple[int, int, str | None]:
-    """How many of a catalogue's items wait for their first image, and how many of those have one under another name.
+def paid_elsewhere(connection: Connection, catalogue: str, *, shard: str | None = None) -> tuple[int, int, str | None]:
+    """How many items (of a catalogue, or of one shard) wait for their first image; for how many another name has it.
 
     That is an image of the very same request, in another catalogue; the third value is the name of one such.
     """
@@ -97,6 +97,8 @@ def paid_elsewhere(connection: Connection, catalogue: str) -> tuple[int, int, st
     waiting = sa.and_(
         _items.c.catalogue == catalogue, _items.c.active, _items.c.state == ItemState.PENDING, _items.c.attempts == 0
     )
+    if shard is not None:
+        waiting &= _items.c.shard == shard
     twin = (
         sa.select(sa.func.min(other.c.catalogue))
         .where(

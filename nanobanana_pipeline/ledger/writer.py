@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
@@ -35,10 +35,15 @@ class _Waiting:
 
 
 class GroupCommit:
-    """One writer thread for a ledger. Event loops of several threads may post to it."""
+    """One writer thread for a ledger. Event loops of several threads may post to it; `shared` gives it to them."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _open: ClassVar[dict[str, "GroupCommit"]] = {}
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.users = 0
+        self._database = Database(url)
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="ledger-writer", daemon=True)
         self._thread.start()
@@ -54,10 +59,30 @@ class GroupCommit:
         self._queue.put(_Waiting(posting, future, loop))
         return await future
 
+    @classmethod
+    def shared(cls, url: str) -> "GroupCommit":
+        """The one writer that a ledger has in this process; each user closes it once.
+
+        The shards that a process works on at once commit together: writers of their own would wait for each other's
+        lock and each pay for a flush.
+        """
+        with cls._lock:
+            if url not in cls._open:
+                cls._open[url] = cls(url)
+            writer = cls._open[url]
+            writer.users += 1
+            return writer
+
     def close(self) -> None:
-        """Finish what was posted, then end the thread."""
+        """The last user's call waits until all that was posted is written, and ends the thread."""
+        with self._lock:
+            self.users -= 1
+            if self.users:
+                return
+            del self._open[self._url]
         self._queue.put(None)
         self._thread.join()
+        self._database.dispose()
 
     def _serve(self) -> None:
         while (first := self._queue.get()) is not None:

@@ -6,6 +6,7 @@ What a run does is `generation`'s; here is what Dagster hands it, what it is tol
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import dagster as dg
@@ -79,7 +80,7 @@ ATTEMPTS: Final = _spec(
 )
 
 
-@dataclass(slots=True)
+@dataclass
 class _Run:
     """What one run knows of itself while it works."""
 
@@ -88,8 +89,9 @@ class _Run:
     session: Session
     reports: list[ShardReport] = field(default_factory=list)
 
-    @property
+    @cached_property
     def shard(self) -> str:
+        # Kept, as Dagster reads every shard there is whenever it is asked, and progress asks each second.
         # A run for a range of partitions has no single one. One run for several shards would put its costs on each.
         context = self.context
         chosen = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
