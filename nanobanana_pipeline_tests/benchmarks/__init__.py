@@ -1,1 +1,1 @@
-"""What the product costs beside what a person would write, in one interleaved run; `make bench`."""
+"""What the product costs, beside the least that it could cost and what a person would write; `make bench`."""
