@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from nanobanana_pipeline_tests.benchmarks import engine, polling
+from nanobanana_pipeline_tests.benchmarks import engine, limits, polling
 from nanobanana_pipeline_tests.benchmarks.measuring import Section, say
 
 
@@ -17,6 +17,7 @@ def _engine(chosen: argparse.Namespace) -> Section:
 _GROUPS: Final[dict[str, Callable[[argparse.Namespace], Section]]] = {
     "engine": _engine,
     "polling": lambda _: polling.measure(),
+    "limits": lambda _: limits.measure(),
 }
 
 

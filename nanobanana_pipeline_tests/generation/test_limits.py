@@ -1,0 +1,53 @@
+"""What the provider can be sent: its limits are used to the full, kept when they are known, and learnt when not."""
+
+import pytest
+
+from nanobanana_pipeline.generation.limits import ProviderGate
+from nanobanana_pipeline_tests.benchmarks.limits import Allowance, mean_latency_s, simulated
+
+
+def _gate(most: int = 1000, rate: int | None = None) -> ProviderGate:
+    return ProviderGate("account", max_in_flight=most, requests_per_minute=rate)
+
+
+@pytest.mark.parametrize("allowed", [16, 64])
+def test_a_limit_on_open_tasks_is_found_and_used(allowed: int) -> None:
+    """Nobody is told this limit; every slot left empty is time lost, and every refusal a request for nothing."""
+    use = simulated(Allowance(in_flight=allowed), _gate(), measured_s=300)
+    assert use.rate >= 0.9 * allowed / mean_latency_s()
+    assert use.refused < 1
+
+
+def test_known_requests_a_minute_are_used_and_never_exceeded() -> None:
+    """A refused submit is a second lost: with the limit known there must be none."""
+    use = simulated(Allowance(a_minute=300), _gate(rate=300), measured_s=300)
+    assert use.rate >= 0.95 * 5
+    assert use.refused == 0
+
+
+def test_unknown_requests_a_minute_cost_few_refusals() -> None:
+    """A storm of 429 is as impolite as it is useless."""
+    use = simulated(Allowance(a_minute=300, says_when=False), _gate(), measured_s=300)
+    assert use.rate >= 0.8 * 5
+    assert use.refused < 1
+
+
+def test_nothing_goes_before_the_time_that_the_provider_named() -> None:
+    """Who comes earlier than told is refused again, and may be told to stay away for longer."""
+    gate = _gate(64)
+    state = gate.pushed_back(None, 1_000_000, 20.0)
+    granted, wait_s = gate.grant(state, 1_005_000, 0, 10)
+    assert granted == 0
+    assert wait_s >= 15.0
+    assert gate.grant(state, 1_020_000, 0, 10)[0] > 0
+
+
+def test_a_large_limit_is_approached_in_steps() -> None:
+    """Thousands of submits at a provider that takes twenty would all be refused at once."""
+    gate = _gate(5000)
+    assert gate.grant(None, 1_000_000, 0, 5000)[0] == 64
+    state = gate.take(None, 1_000_000, 64)
+    for _ in range(64):
+        gate.accepted()
+    state = gate.take(state, 1_000_200, 0)
+    assert gate.grant(state, 1_000_200, 64, 5000)[0] == 64
