@@ -5,7 +5,7 @@ process that works for one account obeys the same limits, and an item that waits
 
 The limit on open tasks begins low and grows with every accepted submit, until the provider pushes back for the first
 time; from then on by one for each limit's worth of them. A push-back takes a tenth off what was in the air, at most
-once a second: refusals come in bursts, and one burst is one message. Halving it, as is usual for networks, would leave a
+once a second: refusals come in bursts, and one burst is one message. Halving it, usual for networks, would leave a
 quarter of what the provider allows unused (`make bench`).
 """
 

@@ -12,6 +12,7 @@ import dagster as dg
 from nanobanana_pipeline.orchestration.assets import catalogue, reporting
 from nanobanana_pipeline.orchestration.assets.generation import build_generation
 from nanobanana_pipeline.orchestration.jobs import JOBS
+from nanobanana_pipeline.orchestration.maintenance import maintain_tables
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.schedules import SCHEDULES
 from nanobanana_pipeline.orchestration.sensors import SENSORS
@@ -42,7 +43,7 @@ def build_defs(
             reporting.cost_report,
             reporting.gallery,
         ],
-        "jobs": JOBS,
+        "jobs": (*JOBS, maintain_tables),
         "sensors": SENSORS,
         "schedules": SCHEDULES,
         "resources": {

@@ -1,4 +1,4 @@
-"""The three jobs that people, sensors, schedules and the command line start, and the run configs for them."""
+"""The jobs over assets that people, sensors, schedules and the command line start, and the run configs for them."""
 
 from collections.abc import Sequence
 from typing import Any, Final

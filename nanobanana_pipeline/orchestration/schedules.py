@@ -7,6 +7,7 @@ import dagster as dg
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.orchestration.jobs import generate_images, report_costs
+from nanobanana_pipeline.orchestration.maintenance import maintain_tables
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.sensors import start_shards
 
@@ -49,4 +50,13 @@ daily_cost_report = dg.ScheduleDefinition(
     "to date. Free.",
 )
 
-SCHEDULES: Final = (nightly_generation, daily_cost_report)
+nightly_maintenance = dg.ScheduleDefinition(
+    name="nightly_maintenance",
+    job=maintain_tables,
+    cron_schedule="40 4 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Each night at 04:40 UTC: keeps the tables quick. Worth its while from some hundred shards on. Free.",
+)
+
+SCHEDULES: Final = (nightly_generation, daily_cost_report, nightly_maintenance)

@@ -64,6 +64,7 @@ def test_the_names_are_the_public_ones() -> None:
         "refresh_catalogue",
         "generate_images",
         "report_costs",
+        "maintain_tables",
     }
     assert [sensor.name for sensor in defs.sensors or ()] == [
         "catalogue_sensor",
@@ -71,7 +72,11 @@ def test_the_names_are_the_public_ones() -> None:
         "report_sensor",
         "alert_sensor",
     ]
-    assert {schedule.name for schedule in defs.schedules or ()} == {"nightly_generation", "daily_cost_report"}
+    assert {schedule.name for schedule in defs.schedules or ()} == {
+        "nightly_generation",
+        "daily_cost_report",
+        "nightly_maintenance",
+    }
 
 
 def test_only_what_spends_nothing_is_on_by_itself() -> None:

@@ -31,3 +31,14 @@ def test_reports_show_what_was_spent_and_made(orchestra: Orchestra) -> None:
 def test_reports_of_an_empty_workspace_are_empty(orchestra: Orchestra) -> None:
     """Someone clicks "materialise all" first: that must not fail."""
     assert orchestra.execute("report_costs").success
+
+
+def test_maintenance_leaves_every_row_where_it_was(orchestra: Orchestra) -> None:
+    """It runs unattended, on tables that people query, and on a workspace that has none yet."""
+    assert orchestra.execute("maintain_tables").success
+    orchestra.pipeline.write(rows(3))
+    orchestra.refresh()
+    orchestra.generate()
+    before = orchestra.pipeline.results()
+    assert orchestra.execute("maintain_tables").success
+    assert orchestra.pipeline.results() == before
