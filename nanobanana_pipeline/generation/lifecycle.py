@@ -139,7 +139,7 @@ class Lifecycle:
             if isinstance(attempt, Stale):
                 return again or attempt
             try:
-                self._lease.check()
+                await self._hold_lease()
             except LeaseLostError:
                 await self._refuse(
                     attempt, Refused(ErrorKind.RETRYABLE, None, "not sent: lease lost"), ItemState.PENDING
@@ -180,6 +180,14 @@ class Lifecycle:
             answer = await self._provider.submit(request, attempt.attempt_id)
             tries += 1
         return answer
+
+    async def _hold_lease(self) -> None:
+        try:
+            self._lease.check()
+        except LeaseLostError:
+            # The ledger was away for longer than the lease: it is still ours if nobody has taken it over.
+            await asyncio.to_thread(self._lease.renew)
+            self._lease.check()
 
     async def _accepted(self, attempt: Attempt, task: Task, failures: int) -> None:
         self._gate.accepted()

@@ -4,26 +4,48 @@ What differs between the two lives here and nowhere else: pragmas, how a write t
 and which errors mean "try again".
 """
 
+import logging
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.migrations import upgrade
 
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 BUSY_TIMEOUT_S = 60
 _VERSION_KEY = "schema_version"
 _RETRY_SQLSTATES = {"40001", "40P01"}
+
+LOSS_PATIENCE_S = 600.0
+"""How long a run waits for a database that went away: longer than a restart or a failover takes."""
+_ASK_AGAIN_S: Final = 0.25
+# A lost connection, a server that shuts down or starts up, one that has no connection to spare.
+_LOST_SQLSTATES: Final = ("08", "57P", "53300")
+# A machine that is gone says nothing: without these a connection to it would wait for hours.
+_NOTICE_LOSS: Final = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+_log = logging.getLogger(__name__)
+
+
+class LedgerLostError(UserError):
+    """The database went away and did not come back."""
 
 
 class Database:
@@ -37,7 +59,11 @@ class Database:
                 self.engine = _sqlite_engine(self._url)
             case "postgresql":
                 self.engine = sa.create_engine(
-                    self._url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=8, max_overflow=16
+                    self._url.set(drivername="postgresql+psycopg"),
+                    pool_pre_ping=True,
+                    pool_size=8,
+                    max_overflow=16,
+                    connect_args=_NOTICE_LOSS,
                 )
             case other:
                 raise UserError(f"NANOBANANA_LEDGER_URL: {other} is not supported; use sqlite:/// or postgresql://")
@@ -53,6 +79,7 @@ class Database:
         Raises `UserError` when it is out of reach, or was written by a later version.
         """
         try:
+            self.engine.connect().close()  # at the start nobody waits for a database: its name may be wrong
             with self.read() as connection:
                 current = _version(connection) == schema.SCHEMA_VERSION
             # Looking needs no write lock: `status` must answer beside a writer that holds it.
@@ -87,14 +114,57 @@ class Database:
     def read(self) -> Generator[Connection]:
         """A read-only transaction on one consistent snapshot."""
         options = {"isolation_level": "REPEATABLE READ"} if self.dialect == "postgresql" else {}
-        with self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with self.through_loss(self.engine.connect).execution_options(**options) as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Generator[Connection]:
         """A write transaction; on SQLite it holds the only write lock from its first statement on."""
-        with self.engine.connect().execution_options(nanobanana_write=True) as connection, connection.begin():
+        connected = self.through_loss(self.engine.connect)
+        with connected.execution_options(nanobanana_write=True) as connection, connection.begin():
             yield connection
+
+    def through_loss(self, work: Callable[[], T]) -> T:
+        """What `work` gives, which may be done twice; asked again while the database is out of reach.
+
+        Raises `LedgerLostError` when it stays away. On SQLite nothing is ever out of reach.
+        """
+        ends = time.monotonic() + LOSS_PATIENCE_S
+        while True:
+            try:
+                return work()
+            except DBAPIError as error:
+                if not is_lost(error):
+                    raise
+                if time.monotonic() >= ends:
+                    raise LedgerLostError(
+                        f"the ledger {self.place} has been out of reach for {LOSS_PATIENCE_S:g} seconds "
+                        f"({_first_line(error)}); every call is in it that was ever sent: bring it back, and run again"
+                    ) from None
+                _log.warning("the ledger is out of reach, waiting for it: %s", _first_line(error))
+            time.sleep(_ASK_AGAIN_S)
+
+    def transaction_id(self, connection: Connection) -> str | None:
+        """The name of a write transaction, by which `committed` knows it; None on SQLite, which loses no answer."""
+        if self.dialect != "postgresql":
+            return None
+        return connection.exec_driver_sql("SELECT pg_current_xact_id_if_assigned()::text").scalar_one()
+
+    def committed(self, transaction: str | None) -> bool:
+        """Whether a transaction whose connection was lost has taken place after all; waits for the database.
+
+        None is one that had no name yet when it was lost: it had changed nothing, or was never asked to commit.
+        """
+        while True:
+            status = self.through_loss(lambda: self._status(transaction))
+            if status != "in progress":
+                return status == "committed"
+            time.sleep(_ASK_AGAIN_S)  # the server has not noticed yet that nobody is there
+
+    def _status(self, transaction: str | None) -> str | None:
+        with self.engine.connect() as connection:
+            query = "SELECT pg_xact_status(CAST(CAST(:name AS text) AS xid8))"
+            return connection.execute(sa.text(query), {"name": transaction}).scalar_one()
 
     def now(self, connection: Connection) -> int:
         """Milliseconds since the epoch by the database's clock: hosts' own clocks differ, and leases hang on it."""
@@ -118,6 +188,14 @@ class Database:
     def dispose(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def is_lost(error: DBAPIError) -> bool:
+    """Whether the connection to PostgreSQL is gone, or can't be had, and the statement may be blameless."""
+    sqlstate = getattr(error.orig, "sqlstate", "not PostgreSQL")
+    return error.connection_invalidated or (
+        isinstance(error, OperationalError) and (sqlstate is None or sqlstate.startswith(_LOST_SQLSTATES))
+    )
 
 
 def is_transient(error: DBAPIError) -> bool:

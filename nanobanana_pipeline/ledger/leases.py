@@ -91,7 +91,13 @@ class Lease:
         self._holds_until = asked + self._seconds
 
     def renew(self) -> None:
-        """Extend the lease. Raises `LeaseLostError` when another worker has taken it over."""
+        """Extend the lease, also one that ran out while the ledger was out of reach and that nobody took over.
+
+        Raises `LeaseLostError` when another worker has taken it over.
+        """
+        self._database.through_loss(self._renew)
+
+    def _renew(self) -> None:
         # Counted from before the question, since the answer may be slow: our end must never be later than the book's.
         asked = time.monotonic()
         with self._database.write() as connection:
@@ -110,6 +116,9 @@ class Lease:
     def release(self) -> None:
         """Leave the book; what is still open can be taken over at once."""
         self._holds_until = 0.0
+        self._database.through_loss(self._leave)
+
+    def _leave(self) -> None:
         with self._database.write() as connection:
             connection.execute(_leases.delete().where(_leases.c.owner == self.owner))
 

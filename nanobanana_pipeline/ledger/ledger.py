@@ -141,8 +141,12 @@ class Ledger:
         root_run_id: str = "",
     ) -> list[Candidate]:
         """The next page of items that wait for an attempt; see `work.candidates`."""
-        with self.database.read() as connection:
-            return work.candidates(connection, shard, after=after, rerun=rerun, root_run_id=root_run_id)
+
+        def read() -> list[Candidate]:
+            with self.database.read() as connection:
+                return work.candidates(connection, shard, after=after, rerun=rerun, root_run_id=root_run_id)
+
+        return self.database.through_loss(read)
 
     def lease(self, shard: str, run_id: str, *, seconds: float = LEASE_S) -> Lease:
         """A lease on a shard, not yet acquired."""

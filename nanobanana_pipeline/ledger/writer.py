@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from nanobanana_pipeline.ledger.database import Database, is_transient
+from nanobanana_pipeline.ledger.database import Database, LedgerLostError, is_lost, is_transient
 from nanobanana_pipeline.ledger.postings import Postings
 
 T = TypeVar("T")
@@ -104,6 +104,9 @@ class GroupCommit:
     def _commit(self, batch: list[_Waiting]) -> None:
         try:
             self._transact(batch)
+        except LedgerLostError as error:
+            for waiting in batch:
+                waiting.error = error
         except Exception as error:  # noqa: BLE001 - whatever it is, it is handed to the one who waits
             if len(batch) == 1:
                 batch[0].error = error
@@ -115,17 +118,26 @@ class GroupCommit:
         _answer(batch)
 
     def _transact(self, batch: list[_Waiting]) -> None:
-        for retry in range(_RETRIES):
+        retries = 0
+        while True:
+            transaction = None
             try:
                 with self._database.write() as connection:
                     postings = Postings(self._database, connection)
                     for waiting in batch:
                         waiting.result = waiting.posting(postings)
                     postings.finish()
+                    transaction = self._database.transaction_id(connection)
             except DBAPIError as error:
-                if retry == _RETRIES - 1 or not is_transient(error):
+                if is_lost(error):
+                    # A commit may have taken place and its answer been lost. Made again, its money would count twice.
+                    if self._database.committed(transaction):
+                        return
+                elif is_transient(error) and retries < _RETRIES:
+                    time.sleep(0.01 * 2**retries)
+                    retries += 1
+                else:
                     raise
-                time.sleep(0.01 * 2**retry)
             else:
                 return
 

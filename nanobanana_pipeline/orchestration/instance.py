@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 
 from dagster import DagsterError, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from filelock import FileLock, Timeout
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from yaml import YAMLError
 
@@ -111,8 +112,18 @@ def _prepare(home: Path) -> None:
     if not any((home / name).exists() for name in _DATABASES):
         _make_databases(home)
     # Opens every storage: makes what an external database lacks, and shows now, not in a daemon, that it works.
-    DagsterInstance.from_config(str(home)).dispose()
+    with DagsterInstance.from_config(str(home)) as instance:
+        _check_driver(getattr(instance.event_log_storage, "postgres_url", None))
     (home / _PREPARED).touch()
+
+
+def _check_driver(url: str | None) -> None:
+    """With psycopg 3, SQLAlchemy's choice for a plain `postgresql://`, every run dies at its first event."""
+    if url is not None and make_url(url).get_driver_name() != "psycopg2":
+        raise UserError(
+            f"Dagster's storage {make_url(url).render_as_string(hide_password=True)} would be opened with "
+            "another driver than dagster-postgres knows: begin its URL with postgresql+psycopg2://"
+        )
 
 
 def _make_databases(home: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
+from sqlalchemy import make_url
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.orchestration.instance import end_dead_runs, free_dead_slots, prepare_home
@@ -204,3 +205,12 @@ def test_a_run_that_lives_keeps_its_slot(home: Path) -> None:
         alive = run.stdout.readline().strip()
         assert free_dead_slots(instance) == []
         assert taken_slots(instance) == [alive]
+
+
+@pytest.mark.postgres
+def test_a_storage_with_the_wrong_driver_is_refused(tmp_path: Path, postgres_url: str) -> None:
+    """It would work until the first run, and that one and every other would die at its first event."""
+    plain = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    (tmp_path / "dagster.yaml").write_text(f"storage: {{postgres: {{postgres_url: '{plain}'}}}}")
+    with pytest.raises(UserError, match=r"postgresql\+psycopg2://"):
+        prepare_home(tmp_path)
