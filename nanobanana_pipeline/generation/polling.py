@@ -19,6 +19,9 @@ _FIRST_SHARE: Final = 0.18
 """Share of recent tasks that had ended when the first question came. Simulated: near the fewest polls at equal lag."""
 _UNLEARNT_GAP_S: Final = 0.25
 _UNLEARNT_LONGEST_S: Final = 2.0
+_SCOUTS: Final = 2 * _ENOUGH
+"""Tasks that are asked about early while nothing is learnt; a thousand others learn as much from their answers."""
+_BEHIND_SCOUTS_S: Final = 1.0
 _SHORTEST_GAP_S: Final = 0.1
 _LONGEST_GAP_S: Final = 10.0
 _LAG_SHARE: Final = 0.05
@@ -33,6 +36,7 @@ class Latencies:
     def __init__(self, history: Iterable[float] = ()) -> None:
         self._window: deque[float] = deque(history, maxlen=_WINDOW)
         self._sorted: list[float] | None = None
+        self._scouts = 0
 
     def observe(self, latency_s: float) -> None:
         """Add the latency of a task that has just ended."""
@@ -63,13 +67,14 @@ class Latencies:
     def first_poll_s(self) -> float:
         """Seconds after the submit at which to ask for the first time."""
         if not self.learnt:
-            return _UNLEARNT_GAP_S
+            self._scouts += 1
+            return _UNLEARNT_GAP_S if self._scouts <= _SCOUTS else _BEHIND_SCOUTS_S
         return self.gap_s if self._wide else max(self.percentile(_FIRST_SHARE), _SHORTEST_GAP_S)
 
     def next_poll_s(self, age_s: float) -> float:
         """Seconds until the next question, for a task that was submitted `age_s` ago and has not ended."""
         if not self.learnt:
-            return min(_UNLEARNT_LONGEST_S, max(_UNLEARNT_GAP_S, age_s / 4))
+            return min(_UNLEARNT_LONGEST_S, max(_UNLEARNT_GAP_S, age_s / 2))
         gap = self.gap_s
         if self._wide:
             return min(_LONGEST_STRETCHED_S, gap * max(1.0, age_s / max(self.percentile(0.75), _SHORTEST_GAP_S)) ** 0.5)

@@ -25,7 +25,7 @@ from nanobanana_pipeline_tests.benchmarks.measuring import ROOT, python, say
 _EVERY_S: Final = 0.005
 _WIDTH: Final = 1200
 _ROW: Final = 15
-_THINNEST: Final = 0.003
+_THINNEST: Final = 0.004
 """Frames of less than this share of the whole are left out of the picture."""
 _COLOURS: Final = {
     "nanobanana_pipeline": "#f2b705",
@@ -33,7 +33,8 @@ _COLOURS: Final = {
     "aiohttp": "#6fa8dc",
     "sqlalchemy": "#93c47d",
 }
-_LEFT_OUT: Final = ("threading", "concurrent.futures", "runpy", "asyncio", "contextlib", "click", "importlib")
+_OURS: Final = "nanobanana_pipeline"
+_LEFT_OUT: Final = ("threading", "concurrent.futures", "runpy", "asyncio", "contextlib", "click", "importlib", "_")
 
 Stack = tuple[str, ...]
 
@@ -80,7 +81,10 @@ def _stack(frame: FrameType | None) -> Stack:
     stack: list[str] = []
     while frame is not None:
         module: str = frame.f_globals.get("__name__", "?")
-        if not module.startswith(_LEFT_OUT) and not module.startswith("_"):
+        library = module.partition(".")[0]
+        deeper_in = stack[-1].partition(".")[0] if stack else ""
+        # Of a library's frames in a row the innermost tells enough; ours are all shown.
+        if not module.startswith(_LEFT_OUT) and (library != deeper_in or library == _OURS):
             stack.append(f"{module}.{frame.f_code.co_qualname}")
         frame = frame.f_back
     return tuple(reversed(stack)) or ("(native threads and Python itself)",)

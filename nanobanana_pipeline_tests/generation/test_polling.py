@@ -30,6 +30,14 @@ def test_a_change_of_speed_is_learnt_in_either_direction(now_s: float) -> None:
     assert known.first_poll_s() == pytest.approx(now_s, rel=0.5)
 
 
+def test_before_anything_is_learnt_a_few_tasks_are_asked_about_early() -> None:
+    """With a thousand tasks in the air, each asked about four times a second, the first minute would cost most."""
+    known = Latencies()
+    first = [known.first_poll_s() for _ in range(1000)]
+    assert sum(wait_s < 0.5 for wait_s in first) < 50
+    assert max(first) <= 1.0
+
+
 def test_wide_latencies_are_asked_about_at_once_and_ever_rarer() -> None:
     """Where the quickest take seconds and the slowest minutes, a first wait would only add lag."""
     known = Latencies(_spread(10, 1.2))
