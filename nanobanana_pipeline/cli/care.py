@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nanobanana_pipeline.cli.console import counted, dollars, note, say, say_json, usd_text, warn
+from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, counted, dollars, note, say, say_json, usd_text, warn
 
 if TYPE_CHECKING:
+    from nanobanana_pipeline.generation.recovery import MissingImage
     from nanobanana_pipeline.generation.unknowns import Decision
+    from nanobanana_pipeline.generation.workspace import Workspace
     from nanobanana_pipeline.ledger.entries import Attempt
 
 _ID_SHOWN = 20
@@ -76,14 +78,22 @@ def abandon(ids: tuple[str, ...], everything: bool, catalogue: str | None) -> No
 @click.command(short_help="Mend tables and files after a crash, at no cost.")
 @click.option("--all", "everything", is_flag=True, help="Write every table anew, whatever it looks like.")
 @click.option("--adopt", is_flag=True, help="The ledger was lost or is an older copy: enter what the tables show.")
-def repair(everything: bool, adopt: bool) -> None:  # noqa: FBT001 - click gives flags by name
+def repair(everything: bool, adopt: bool) -> int:  # noqa: FBT001 - click gives flags by name
     """Find torn tables, missing rows and half-written files, and make them again from the ledger. Costs nothing.
 
-    Every run does the quick part of this by itself.
+    Every run does the quick part of this by itself. Image files that are missing are fetched again from the provider,
+    which has been paid for them; what it no longer has is listed.
+
+    \b
+    Exit codes:
+      0  all is well now
+      1  could not be done
+      3  image files are missing that could not be fetched again
     """
     from nanobanana_pipeline.generation.adoption import adopt_tables
     from nanobanana_pipeline.generation.intake import refresh
-    from nanobanana_pipeline.generation.mending import mend_files, mend_tables
+    from nanobanana_pipeline.generation.mending import mend_tables
+    from nanobanana_pipeline.generation.recovery import missing_images
     from nanobanana_pipeline.generation.workspace import Workspace
     from nanobanana_pipeline.reporting.costs import publish_cost_daily
     from nanobanana_pipeline.settings import load_settings
@@ -96,7 +106,9 @@ def repair(everything: bool, adopt: bool) -> None:  # noqa: FBT001 - click gives
             refresh(workspace)
         publish_cost_daily(workspace)
         note("looking at the files …")
-        mend_files(workspace, mended)
+        leftovers = workspace.images.clean_temp()
+        lost = missing_images(workspace)
+        reasons = _recover(workspace, lost) if lost else {}
     if adopted is not None:
         say(
             f"entered in the ledger from the tables: {counted(adopted.items, 'item')} and "
@@ -107,14 +119,45 @@ def repair(everything: bool, adopt: bool) -> None:  # noqa: FBT001 - click gives
         say(f"{found.table}: {found.what}")
     if mended.shards:
         say(f"written anew from the ledger: the rows of {counted(len(mended.shards), 'shard')}")
-    if mended.leftovers:
-        say(f"removed {counted(len(mended.leftovers), 'half-written file')}")
-    if not (mended.repairs or mended.shards or mended.leftovers):
+    if leftovers:
+        say(f"removed {counted(len(leftovers), 'half-written file')}")
+    gone = [image for image in lost if image.item_id in reasons]
+    if len(gone) < len(lost):
+        say(f"fetched again, at no cost: {counted(len(lost) - len(gone), 'image file')} that {_was(lost)} missing")
+    if not (adopted or mended.repairs or mended.shards or leftovers or lost):
         say("all is well")
-    if mended.missing_images:
-        warn(f"missing: {counted(len(mended.missing_images), 'image file')}; restore from a backup")
-        for path in mended.missing_images[:_MISSING_SHOWN]:
-            say(f"  {path}")
+    if not gone:
+        return 0
+    warn(
+        f"missing: {counted(len(gone), 'image file')}. Copy them back from a backup, or make one anew, at its usual "
+        "price: nanobanana run --regenerate ITEM"
+    )
+    for image in gone[:_MISSING_SHOWN]:
+        say(f"  {image.item_id}  {image.path or image.prompt_id}: {reasons[image.item_id]}")
+    return NEEDS_ATTENTION
+
+
+def _recover(workspace: "Workspace", lost: "list[MissingImage]") -> dict[str, str]:
+    """Fetch the images again; returns why some could not be, by item."""
+    from nanobanana_pipeline.errors import UserError
+    from nanobanana_pipeline.generation.recovery import recover_images
+    from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+
+    stamp = workspace.ledger.stamp
+    if stamp is not None and stamp.mode == "live" and workspace.settings.api_key is None:
+        return {image.item_id: "set NANOBANANA_API_KEY to have it fetched again" for image in lost}
+    note(f"asking the provider for {counted(len(lost), 'missing image')} …")
+    try:
+        with NanoBananaResource.from_settings(workspace.settings).provider(workspace) as access:
+            recovered = recover_images(workspace, lost, access.open_provider)
+    except UserError as error:
+        return {image.item_id: str(error) for image in lost}
+    known = {image.item_id for image in lost} - set(recovered.items)
+    return {item_id: recovered.reasons.get(item_id, "no attempt of it is known") for item_id in known}
+
+
+def _was(images: "list[MissingImage]") -> str:
+    return "was" if len(images) == 1 else "were"
 
 
 def _held(catalogue: str | None) -> "list[Attempt]":

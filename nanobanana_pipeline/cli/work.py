@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 @click.option("--catalogue", metavar="NAME", help="Only this catalogue.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Begin N items at most, in all: a pilot.")
 @click.option("--max-cost", type=Decimal, metavar="USD", help="Spend this much at most in this run.")
+@click.option(
+    "--regenerate",
+    metavar="ITEM",
+    multiple=True,
+    help="Make only this item anew (item_id or prompt_id, repeatable), and pay for it again.",
+)
 @click.option("--retry-failed", is_flag=True, help="Try failed items again, and pay for them again.")
 @click.option(
     "--resubmit-unknown", is_flag=True, help="Submit items of unknown outcome again; they may be billed twice."
@@ -29,6 +35,7 @@ def run(
     catalogue: str | None,
     limit: int | None,
     max_cost: Decimal | None,
+    regenerate: tuple[str, ...],
     as_json: bool,  # noqa: FBT001 - click gives flags by name
     **options: bool,
 ) -> int:
@@ -42,6 +49,7 @@ def run(
       export NANOBANANA_API_KEY=…
       nanobanana run                          everything in data/catalogue
       nanobanana run --catalogue spring --limit 20
+      nanobanana run --regenerate p17         another picture of this prompt, and nothing else
       NANOBANANA_BUDGET_USD=25 nanobanana run
 
     \b
@@ -64,7 +72,14 @@ def run(
         raise click.BadParameter("must be more than 0", param_hint="--max-cost")
     from nanobanana_pipeline.orchestration.headless import Order
 
-    order = Order(catalogue=catalogue, limit=limit, max_cost_usd=max_cost, **options)
+    order = Order(
+        catalogue=catalogue,
+        limit=limit,
+        max_cost_usd=max_cost,
+        regenerate=bool(regenerate),
+        items=regenerate,
+        **options,
+    )
     outcome = _work(settings, order, quiet=as_json)
     if as_json:
         say_json(reports.as_json(outcome, exit_code(outcome)))

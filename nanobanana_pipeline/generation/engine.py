@@ -47,6 +47,8 @@ class EngineOptions:
     limit: int | None = None
     """New attempts that may be begun, at most; None is no limit."""
     rerun: Rerun | None = None
+    items: tuple[str, ...] = ()
+    """The only items (by item_id) that may be begun; none given is all of them."""
     patience: Patience = field(default_factory=Patience)
 
 
@@ -169,7 +171,12 @@ class Engine:
         after: Candidate | None = None
         while True:
             page = await asyncio.to_thread(
-                self._ledger.candidates, shard, after=after, rerun=rerun, root_run_id=self._worker.root_run_id
+                self._ledger.candidates,
+                shard,
+                after=after,
+                rerun=rerun,
+                root_run_id=self._worker.root_run_id,
+                items=self._options.items,
             )
             if not page:
                 return

@@ -21,12 +21,10 @@ _READ_AGAIN = frozenset({"prompts", "rejected_prompts"})
 
 @dataclass(slots=True)
 class Mended:
-    """What was found and done. `missing_images` are files that the ledger knows of, and that are not there."""
+    """What was found and done."""
 
     repairs: list[Repair] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
-    leftovers: list[str] = field(default_factory=list)
-    missing_images: list[str] = field(default_factory=list)
 
     @property
     def read_catalogues_again(self) -> bool:
@@ -54,14 +52,6 @@ def mend_tables(workspace: Workspace, *, everything: bool = False) -> Mended:
     for shard in mended.shards:
         publish_shard(workspace, shard)
     return mended
-
-
-def mend_files(workspace: Workspace, mended: Mended) -> None:
-    """Remove half-written files, and see which image files are missing. Looks at every file."""
-    mended.leftovers = workspace.images.clean_temp()
-    images = workspace.tables.read("images", ["path", "bytes"])
-    rows = zip(images.column("path").to_pylist(), images.column("bytes").to_pylist(), strict=True)
-    mended.missing_images = [path for path, size in rows if not workspace.images.exists(path, size)]
 
 
 def _forget_fingerprints(workspace: Workspace) -> None:

@@ -50,6 +50,7 @@ class RunOptions:
     account: str = "default"
     limit: int | None = None
     rerun: Rerun | None = None
+    items: tuple[str, ...] = ()
     resubmit_unknown: bool = False
     allow_duplicates: bool = False
     max_cost_micros: int | None = None
@@ -181,6 +182,7 @@ def engine_options(settings: Settings, options: RunOptions) -> EngineOptions:
         verify=settings.verify,
         limit=options.limit,
         rerun=options.rerun,
+        items=options.items,
         patience=options.patience,
     )
 

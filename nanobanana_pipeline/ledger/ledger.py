@@ -139,12 +139,15 @@ class Ledger:
         after: Candidate | None = None,
         rerun: work.Rerun | None = None,
         root_run_id: str = "",
+        items: Sequence[str] = (),
     ) -> list[Candidate]:
         """The next page of items that wait for an attempt; see `work.candidates`."""
 
         def read() -> list[Candidate]:
             with self.database.read() as connection:
-                return work.candidates(connection, shard, after=after, rerun=rerun, root_run_id=root_run_id)
+                return work.candidates(
+                    connection, shard, after=after, rerun=rerun, root_run_id=root_run_id, items=items
+                )
 
         return self.database.through_loss(read)
 

@@ -63,6 +63,23 @@ class ShardWork:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedItem:
+    """An item, and what a person called it."""
+
+    name: str
+    item_id: str
+    shard: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAttempt:
+    """An attempt whose images were stored, and those as the ledger has them (JSON; None: it does not know them)."""
+
+    attempt: Attempt
+    images: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TakeOver:
     """What became of a shard's open attempts: ours to finish, and those whose owners may yet be alive.
 
@@ -168,12 +185,14 @@ def candidates(
     after: Candidate | None = None,
     rerun: Rerun | None = None,
     root_run_id: str = "",
+    items: Sequence[str] = (),
     limit: int = PAGE,
 ) -> list[Candidate]:
     """The next page of active items that wait for an attempt: by priority, then in catalogue order, after `after`.
 
     An item whose priority is raised beyond that of `after` meanwhile has its turn in the next run. With `rerun` it is
-    those that a person wants to pay for again, and that this root run has not yet done so for.
+    those that a person wants to pay for again, and that this root run has made no attempt for. With `items` it is only
+    these, by item_id.
     """
     states = rerun.states if rerun else WAITING_STATES
     earlier = _attempts.alias("earlier")
@@ -209,11 +228,13 @@ def candidates(
     if after is not None:
         same = sa.and_(_items.c.priority == after.priority, _items.c.position > after.position)
         query = query.where(sa.or_(_items.c.priority < after.priority, same))
+    if items:
+        query = query.where(_items.c.item_id.in_(items))
     if rerun is not None:
         done = sa.select(earlier.c.attempt_id).where(
             earlier.c.item_id == _items.c.item_id,
+            # Whatever for: what it has just made is no old image, and what has just failed was tried.
             earlier.c.root_run_id == root_run_id,
-            earlier.c.cause == rerun.value,
         )
         query = query.where(~done.exists())
     return [
@@ -238,6 +259,37 @@ def candidates(
         )
         for row in connection.execute(query)
     ]
+
+
+def items_named(connection: Connection, names: Sequence[str], catalogue: str | None = None) -> list[NamedItem]:
+    """The active items that have one of these names: an item_id, or a prompt_id, which means all of its samples."""
+    found: list[NamedItem] = []
+    for name in names:
+        query = sa.select(_items.c.item_id, _items.c.shard).where(
+            sa.or_(_items.c.item_id == name, _items.c.prompt_id == name), _items.c.active
+        )
+        if catalogue is not None:
+            query = query.where(_items.c.catalogue == catalogue)
+        found += [NamedItem(name, row.item_id, row.shard) for row in connection.execute(query)]
+    return found
+
+
+def stored_attempts(connection: Connection, item_ids: Sequence[str]) -> list[StoredAttempt]:
+    """The attempts that gave these items their images of today."""
+    latest: dict[str, StoredAttempt] = {}
+    for start in range(0, len(item_ids), PAGE):
+        query = (
+            sa.select(*_ATTEMPT_COLUMNS, _attempts.c.images)
+            .join(_requests, _requests.c.request_hash == _attempts.c.request_hash)
+            .join(
+                _items,
+                (_items.c.item_id == _attempts.c.item_id) & (_items.c.request_hash == _attempts.c.request_hash),
+            )
+            .where(_items.c.item_id.in_(item_ids[start : start + PAGE]), _attempts.c.state == AttemptState.STORED.value)
+            .order_by(_attempts.c.attempt)
+        )
+        latest |= {row.item_id: StoredAttempt(attempt_of(row), row.images) for row in connection.execute(query)}
+    return list(latest.values())
 
 
 def open_attempts(

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -29,9 +30,9 @@ from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
 from nanobanana_pipeline.ledger.states import ItemState
-from nanobanana_pipeline.ledger.work import ShardWork
+from nanobanana_pipeline.ledger.work import ShardWork, items_named
 from nanobanana_pipeline.orchestration.definitions import build_defs
-from nanobanana_pipeline.orchestration.instance import free_dead_slots, prepare_home
+from nanobanana_pipeline.orchestration.instance import free_dead_slots, opening, prepare_home
 from nanobanana_pipeline.orchestration.jobs import (
     GENERATE_IMAGES,
     REFRESH_CATALOGUE,
@@ -73,6 +74,8 @@ class Order:
     retry_failed: bool = False
     resubmit_unknown: bool = False
     regenerate: bool = False
+    items: tuple[str, ...] = ()
+    """The only items that may be begun, by item_id or prompt_id; none given is all of them."""
     allow_duplicates: bool = False
     max_cost_usd: Decimal | None = None
 
@@ -95,11 +98,15 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A shard's part of the work: how many items may be begun there (None: all), and how many there are to do."""
+    """A shard's part of the work: how many items may be begun there (None: all), and how many there are to do.
+
+    `chosen` are the only ones (by item_id) that may be begun; none is any of them.
+    """
 
     shard: str
     limit: int | None
     items: int
+    chosen: tuple[str, ...] = ()
 
 
 class Watcher(Protocol):
@@ -178,7 +185,9 @@ def run_pipeline(settings: Settings, order: Order, watcher: Watcher, *, home: Pa
 @contextmanager
 def instance_for_threads(home: Path) -> Generator[dg.DagsterInstance]:
     """The Dagster instance of `home`, such that several runs can go on in threads of this process."""
-    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_REDIRECTION)) as instance:
+    with opening(home):
+        opened = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_REDIRECTION))
+    with opened as instance:
         # For every run Dagster configures Python's logging anew to find the handlers of dagster.yaml, which takes all
         # handlers' locks in turn. While another thread logs that is a deadlock, so they are looked up once.
         handlers = list(instance.get_yaml_python_handlers())
@@ -256,7 +265,7 @@ class _Run:
         names = None if self._order.catalogue is None else [self._order.catalogue]
         self._step(REFRESH_CATALOGUE, "reading the catalogue", _CATALOGUE_GRACE_S, refresh_config(names))
         if self._going_on:
-            self._generate(shares(self._order, self._shard_work(), on_unknown=self._on_unknown))
+            self._generate(self._shares())
         if self._going_on:
             self._step(REPORT_COSTS, "adding up", _REPORT_GRACE_S)
         else:
@@ -295,6 +304,23 @@ class _Run:
             finally:
                 signal.signal(signal.SIGHUP, before)
 
+    def _shares(self) -> list[Share]:
+        order = self._order
+        if not order.items:
+            return shares(order, self._shard_work(), on_unknown=self._on_unknown)
+        with self._workspace.ledger.database.read() as connection:
+            named = items_named(connection, order.items, order.catalogue)
+        unknown = set(order.items) - {item.name for item in named}
+        if unknown:
+            raise UserError(
+                f"no item of the catalogue is called {', '.join(sorted(unknown))}: give an item_id or a prompt_id of "
+                "the table `results`"
+            )
+        chosen: defaultdict[str, list[str]] = defaultdict(list)
+        for item in named:
+            chosen[item.shard].append(item.item_id)
+        return [Share(shard, order.limit, len(ids), tuple(ids)) for shard, ids in sorted(chosen.items())]
+
     def _generate(self, parts: Sequence[Share]) -> None:
         if not parts:
             return
@@ -312,6 +338,7 @@ class _Run:
             retry_failed=order.retry_failed,
             resubmit_unknown=order.resubmit_unknown,
             regenerate=order.regenerate,
+            items=" ".join(part.chosen),
             allow_duplicates=order.allow_duplicates,
             max_cost_usd=order.max_cost_usd,
         )

@@ -4,7 +4,10 @@ What is Dagster's and outlives a process belongs here. Definitions, and how the 
 """
 
 import json
+import re
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
@@ -25,6 +28,7 @@ _UNFINISHED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunSt
 _PREPARED = ".prepared"
 _DATABASES = ("history", "schedules")
 _LOCK_TIMEOUT_S = 120
+_UNSET = re.compile(r'environment variable "?(\w+)"? which is not set')
 
 _DAGSTER_YAML = """\
 # Written by nanobanana_pipeline when this folder was made; yours to change from now on. A restart picks changes up.
@@ -85,7 +89,7 @@ def prepare_home(path: Path | str) -> Path:
         return home
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / ".prepare.lock", timeout=_LOCK_TIMEOUT_S):
+        with opening(home), FileLock(home / ".prepare.lock", timeout=_LOCK_TIMEOUT_S):
             if not (home / _PREPARED).exists():
                 _prepare(home)
     except Timeout:
@@ -96,10 +100,21 @@ def prepare_home(path: Path | str) -> Path:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"DAGSTER_HOME {home} can't be used ({reason}): choose a local folder that is yours") from None
-    except (DagsterError, SQLAlchemyError, YAMLError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"Dagster can't start with {home / 'dagster.yaml'} ({reason}): correct that file") from None
     return home
+
+
+@contextmanager
+def opening(home: Path) -> Generator[None]:
+    """Say in one line why Dagster can't open the instance of `home`."""
+    try:
+        yield
+    except (DagsterError, SQLAlchemyError, YAMLError) as error:
+        file = home / "dagster.yaml"
+        unset = _UNSET.search(str(error))
+        if unset:
+            raise UserError(f"{file} takes a value from the environment variable {unset[1]}: set it") from None
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"Dagster can't start with {file} ({reason}): correct that file") from None
 
 
 def _prepare(home: Path) -> None:

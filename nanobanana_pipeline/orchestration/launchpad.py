@@ -44,6 +44,11 @@ class GenerationConfig(BaseModel):
         description="Make every image of the shard anew, once, and pay for each again. Re-executing the run repeats "
         "nothing.",
     )
+    items: str = Field(
+        default="",
+        description="Begin only these items, by their item_id with spaces between (see the table `results`); with "
+        "regenerate, make these anew and no others. Empty: all of the shard.",
+    )
     allow_duplicates: bool = Field(
         default=False,
         description="Go on although most of the catalogue has images under another catalogue's name, as after a file "
@@ -70,19 +75,24 @@ class GenerationConfig(BaseModel):
         return Rerun.RETRY_FAILED if self.retry_failed else None
 
     @property
+    def chosen_items(self) -> tuple[str, ...]:
+        """The items that may be begun; none is all of them."""
+        return tuple(self.items.split())
+
+    @property
     def max_cost_micros(self) -> int | None:
         """`max_cost_usd` in micro-dollars, exact to the digits that were typed."""
         return None if self.max_cost_usd is None else int(Decimal(str(self.max_cost_usd)).scaleb(6))
 
 
 def config_schema(model: type[BaseModel]) -> dict[str, dg.Field]:
-    """The Dagster config schema of a Pydantic model of flags and (optional) numbers."""
+    """The Dagster config schema of a Pydantic model of flags, texts and (optional) numbers."""
     return {name: _config_field(field) for name, field in model.model_fields.items()}
 
 
 def _config_field(field: FieldInfo) -> dg.Field:
     kind, optional = _kind_of(field.annotation)
-    scalar = bool if kind is bool else _SCALARS[kind](field)
+    scalar = kind if kind in {bool, str} else _SCALARS[kind](field)
     return dg.Field(
         dg.Noneable(scalar) if optional else scalar,
         is_required=False,

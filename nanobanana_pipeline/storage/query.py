@@ -10,7 +10,8 @@ not a table's. What the tables are is in `schemas`.
 import io
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -97,12 +98,24 @@ def run_query(output: str | Path, sql: str, fmt: Format = "table", limit: int | 
     `table` is drawn for a terminal (1,000 rows without a limit), `csv` can be opened in a spreadsheet without running
     formulas, `json` is one array of objects. Raises `UserError` when the statement is wrong or does more than read.
     """
-    with connect(output) as connection:
+    with _connected(output) as connection:
         try:
             _check_reads(connection, sql)
             return _WRITERS[fmt](_renamed(connection.sql(sql).to_arrow_reader(_BATCH_ROWS)), limit)
+        except duckdb.IOException:
+            raise
         except duckdb.Error as error:
             raise UserError(f"the query failed: {_in_one_line(error)}") from error
+
+
+@contextmanager
+def _connected(output: str | Path) -> Generator[duckdb.DuckDBPyConnection]:
+    """`connect`, with a data file that is gone told in one line."""
+    try:
+        with connect(output) as connection:
+            yield connection
+    except duckdb.IOException as error:
+        raise UserError(f"a data file can't be read ({_in_one_line(error)}): run `nanobanana repair`") from error
 
 
 def _check_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> None:

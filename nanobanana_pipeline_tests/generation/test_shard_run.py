@@ -85,6 +85,35 @@ def test_regenerate_pays_again_once_and_keeps_both_costs(pipeline: Pipeline) -> 
     pipeline.assert_books_agree()
 
 
+@pytest.mark.parametrize(
+    ("fault", "states"),
+    [
+        ("failed", ["stored", "failed", "failed", "failed"]),
+        ("refused_400_moderation", ["stored", "refused"]),
+        ("error_500", ["stored", "refused"]),
+        ("text_only", ["stored", "unusable"]),
+    ],
+)
+def test_an_image_stays_when_nothing_came_of_making_it_anew(pipeline: Pipeline, fault: str, states: list[str]) -> None:
+    """Whoever wants a better picture must not lose the one that was paid for; what the try cost is in the books."""
+    pipeline.write(rows(1))
+    pipeline.run()
+    images = pipeline.table("images")
+    pipeline.simulator.set_faults([{"fault": fault}])
+    pipeline.run(rerun=Rerun.REGENERATE)
+    sent = len(pipeline.accepted())
+    (row,) = pipeline.results().values()
+    attempts = pipeline.attempts("p0")
+    assert [attempt["state"] for attempt in attempts] == states
+    assert (row["status"], row["image_path"], row["attempts"]) == ("succeeded", images[0]["path"], len(states))
+    assert row["cost_usd"] == sum(attempt["cost_usd"] for attempt in attempts)
+    assert pipeline.table("images") == images
+    pipeline.simulator.set_faults([])
+    pipeline.run()
+    assert len(pipeline.accepted()) == sent
+    pipeline.assert_books_agree()
+
+
 def test_a_wrong_key_stops_at_once_and_costs_nothing(pipelines: Callable[..., Pipeline]) -> None:
     """Thousands of requests with a wrong key are thousands of refusals; one is enough."""
     pipeline = pipelines()

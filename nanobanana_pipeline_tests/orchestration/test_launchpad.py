@@ -39,6 +39,7 @@ def test_right_values_pass_with_the_defaults_filled_in() -> None:
         "retry_failed": False,
         "resubmit_unknown": False,
         "regenerate": False,
+        "items": "",
         "allow_duplicates": False,
         "max_cost_usd": 1.0,
     }

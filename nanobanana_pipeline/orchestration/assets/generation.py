@@ -113,6 +113,7 @@ class _Run:
             account=access.account,
             limit=self.config.limit,
             rerun=self.config.rerun,
+            items=self.config.chosen_items,
             resubmit_unknown=self.config.resubmit_unknown,
             allow_duplicates=self.config.allow_duplicates,
             max_cost_micros=self.config.max_cost_micros,
