@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         "full", description="How closely an image is checked before it counts."
     )
     on_unusable: Literal["keep", "regenerate"] = Field("keep", description="What to do after a paid, unusable image.")
-    approve_above_usd: Usd | None = Field(None, description="Runs estimated above this wait for a person's approval.")
+    approve_above_usd: Usd | None = Field(None, description="Runs that may cost more (P90) wait for approval.")
     image_hosts: CommaSeparated = Field(
         (), description="Hosts that images may be fetched from (comma separated); default: any public one."
     )

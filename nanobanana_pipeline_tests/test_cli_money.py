@@ -88,6 +88,38 @@ def test_a_plan_is_told_approved_and_told_again(made: World, run: Run) -> None:
     assert run(made, "plan", "--catalogue", "three")[0] == 1
 
 
+def test_a_renamed_catalogue_is_noticed_before_it_is_paid_for_again(made: World, run: Run) -> None:
+    """A file that was tidied up into another name looks like so much new work."""
+    made.catalogue("renamed", rows(4))
+
+    code, _, err = run(made, "validate", "--catalogue", "renamed")
+    seen = json.loads(run(made, "validate", "--json")[1])["catalogues"]
+
+    (made.folder / "catalogue" / "renamed.parquet").unlink()
+    assert code == 0
+    assert "under the name one" in err
+    names = {one["catalogue"]: one["seems_renamed_from"] for one in seen}
+    assert (names["one"], names["renamed"]) == (None, "one")
+
+
+def test_money_that_was_given_up_points_to_the_invoice(run: Run, tmp_path: Path) -> None:
+    """A list of what can be decided does not help with what was."""
+    (tmp_path / "world").mkdir()
+    world = World(tmp_path / "world", faults=[{"contains": "number 1", "fault": "answer_lost"}])
+    world.catalogue("one", rows(2))
+    world.run()
+
+    assert "nanobanana unknown list" in run(world, "status")[1]
+    assert run(world, "unknown", "abandon", "--all")[0] == 0
+    _, out, _ = run(world, "status")
+    stands = json.loads(run(world, "status", "--json")[1])
+
+    world.close()
+    assert "unknown list" not in out
+    assert "nanobanana reconcile" in out
+    assert (stands["undecided_usd"], stands["at_risk_usd"] > "0.05") == ("0.000000", True)
+
+
 def test_an_invoice_that_drifts_is_exit_3_until_it_is_corrected(made: World, run: Run, tmp_path: Path) -> None:
     """A nightly script reconciles; it must notice by the code, and a person by the lines."""
     billed = [(row["task_id"], row["cost_usd"]) for row in made.provider.book if row["event"] == "billed"]

@@ -1,5 +1,6 @@
 """`import` and `validate`: making a catalogue, and checking it before anything is spent."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -39,12 +40,16 @@ def validate(catalogue: str | None, as_json: bool) -> None:  # noqa: FBT001 - cl
 
     Bad rows don't stop a run: they are left out, and listed in the table rejected_prompts.
     """
+    from nanobanana_pipeline.cli.looking import has_ledger
     from nanobanana_pipeline.generation.intake import check
+    from nanobanana_pipeline.ledger.ledger import Ledger
     from nanobanana_pipeline.model_specs.loader import load_spec
     from nanobanana_pipeline.settings import load_settings
 
     settings = load_settings()
-    reports = check(settings, load_spec(settings.model, settings.prices), None if catalogue is None else [catalogue])
+    spec, names = load_spec(settings.model, settings.prices), None if catalogue is None else [catalogue]
+    with Ledger(settings.ledger) if has_ledger(settings) else nullcontext() as ledger:
+        reports = check(settings, spec, names, ledger=ledger)
     if as_json:
         say_json(
             {
@@ -55,6 +60,7 @@ def validate(catalogue: str | None, as_json: bool) -> None:  # noqa: FBT001 - cl
                         "items": report.items,
                         "rejected": report.rejected,
                         "rejected_by_rule": dict(report.rejected_by_rule),
+                        "seems_renamed_from": report.seems_renamed,
                         "examples": [_as_dict(row) for row in report.examples],
                     }
                     for report in reports
@@ -73,6 +79,11 @@ def validate(catalogue: str | None, as_json: bool) -> None:  # noqa: FBT001 - cl
             say(f"  {row.message}")
         if report.rejected > len(report.examples):
             say(f"  … and {report.rejected - len(report.examples):,} more")
+        if report.seems_renamed is not None:
+            warn(
+                f"{report.name}: most of its requests have their images under the name {report.seems_renamed}. If the "
+                "file was renamed, name it back: a run refuses, unless told to pay again (--allow-duplicates)"
+            )
     if rejected := sum(report.rejected for report in reports):
         warn(f"{counted(rejected, 'row')} would be rejected; the others can be run")
 

@@ -184,8 +184,10 @@ def _say_standing(now: "Standing", settings: "Settings") -> None:
             f"{dollars(held.at_risk)} at risk",
         ]
         say(f"  {cap.scope}: {', '.join(parts)}" + (f" of {dollars(cap.cap)}" if cap.cap is not None else ""))
-    if now.at_risk_micros:
-        say(f"  at risk in all: {dollars(now.at_risk_micros)}; see nanobanana unknown list")
+    if now.undecided_micros:
+        say(f"  at risk until you decide: {dollars(now.undecided_micros)}; see nanobanana unknown list")
+    if given_up := now.at_risk_micros - now.undecided_micros:
+        say(f"  at risk until the invoice tells, for what was given up: {dollars(given_up)}; see nanobanana reconcile")
     for worker in now.workers:
         state = "has died; the next run takes over" if worker.dead else f"at work on {worker.shard}"
         say(f"  worker {worker.host}/{worker.pid} (run {worker.run_id[:8]}): {state}")
@@ -198,6 +200,7 @@ def _as_json(now: "Standing", settings: "Settings") -> dict[str, Any]:
         "output": settings.workspace,
         "items": now.items,
         "at_risk_usd": usd_text(now.at_risk_micros),
+        "undecided_usd": usd_text(now.undecided_micros),
         "catalogues": [
             {
                 "catalogue": catalogue.name,

@@ -109,7 +109,7 @@ def _headline(outcome: "Outcome") -> str:
 def _figures(outcome: "Outcome", standing: "CostSummary") -> list[tuple[str, str, str]]:
     tally = outcome.tally
     rows = [
-        ("submitted", f"{tally.submitted:,}", f"{standing.attempts:,}"),
+        ("submitted", f"{tally.submitted:,}", f"{standing.submitted:,}"),
         ("images", f"{tally.images:,}", f"{standing.images:,}"),
         *((f"items {status.replace('_', ' ')}", "", f"{count:,}") for status, count in standing.items.items() if count),
         ("prompt tokens", f"{tally.prompt_tokens:,}", f"{standing.prompt_tokens:,}"),

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Final
 
 import orjson
 
@@ -20,11 +20,16 @@ from nanobanana_pipeline.generation.evidence import refuse_older_ledger
 from nanobanana_pipeline.generation.publishing import Row, publish_prompts, publish_shard, replace_rows
 from nanobanana_pipeline.generation.staleness import shards_of_other_attempts
 from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger import statement
+from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.registration import Registration
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 from nanobanana_pipeline.settings import Settings
 
 _EXAMPLES = 20
+
+MOSTLY: Final = 0.5
+"""Share of a catalogue's requests that, already paid for under another name, looks like a renamed file."""
 
 
 @dataclass(slots=True)
@@ -38,6 +43,14 @@ class CatalogueReport:
     rejected_by_rule: Counter[Rule] = field(default_factory=Counter)
     examples: list[RejectedPrompt] = field(default_factory=list)
     registration: Registration | None = None
+    paid_elsewhere: Counter[str] = field(default_factory=Counter)
+    """Prompts without an image here whose very request has one under another catalogue's name, by that name."""
+
+    @property
+    def seems_renamed(self) -> str | None:
+        """The name that most of the prompts have their images under, as after a file was renamed."""
+        name, prompts = next(iter(self.paid_elsewhere.most_common(1)), ("", 0))
+        return name if prompts > self.prompts * MOSTLY else None
 
     @property
     def readable(self) -> bool:
@@ -69,15 +82,31 @@ class RefreshReport:
         return {shard for registration in registrations for shard in registration.shards}
 
 
-def check(settings: Settings, spec: ModelSpec, names: Sequence[str] | None = None) -> list[CatalogueReport]:
-    """Check catalogues (all, or those named) without writing or spending anything."""
+def check(
+    settings: Settings, spec: ModelSpec, names: Sequence[str] | None = None, *, ledger: Ledger | None = None
+) -> list[CatalogueReport]:
+    """Check catalogues (all, or those named) without writing or spending anything.
+
+    With the `ledger`, if there is one already, it is seen which prompts have their images under another name.
+    """
     reports: list[CatalogueReport] = []
     for source in chosen_sources(settings, names):
         report = CatalogueReport(source.name)
         for batch in validate(source, spec):
             report.count(batch.prompts, batch.rejected)
+            if ledger is not None:
+                _look_elsewhere(ledger, report, batch.prompts)
         reports.append(report)
     return reports
+
+
+def _look_elsewhere(ledger: Ledger, report: CatalogueReport, prompts: Sequence[CataloguePrompt]) -> None:
+    with ledger.database.read() as connection:
+        names = statement.names_of_images(connection, [prompt.request_hash for prompt in prompts])
+    for prompt in prompts:
+        found = names.get(prompt.request_hash)
+        if found and report.name not in found:
+            report.paid_elsewhere[min(found)] += 1
 
 
 def refresh(workspace: Workspace, names: Sequence[str] | None = None) -> RefreshReport:

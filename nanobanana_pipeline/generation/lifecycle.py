@@ -145,7 +145,6 @@ class Lifecycle:
                     attempt, Refused(ErrorKind.RETRYABLE, None, "not sent: lease lost"), ItemState.PENDING
                 )
                 raise
-            self._tally.submitted += 1
             answer = await self._send(attempt, request)
             match answer:
                 case Accepted(task):
@@ -191,6 +190,7 @@ class Lifecycle:
 
     async def _accepted(self, attempt: Attempt, task: Task, failures: int) -> None:
         self._gate.accepted()
+        self._tally.submitted += 1
         self._tally.in_flight += 1
         if task.state == "running":
             await self._move(

@@ -229,6 +229,7 @@ _PLAIN_ATTEMPT_COLUMNS = (
     "error_code",
     "error_message",
     "run_id",
+    "plan_hash",
 )
 
 

@@ -15,6 +15,7 @@ from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.engine import Engine, EngineOptions
 from nanobanana_pipeline.generation.evidence import refuse_older_ledger
+from nanobanana_pipeline.generation.intake import MOSTLY
 from nanobanana_pipeline.generation.lifecycle import RunStoppedError
 from nanobanana_pipeline.generation.limits import ProviderGate
 from nanobanana_pipeline.generation.patience import Patience
@@ -33,8 +34,6 @@ from nanobanana_pipeline.model_specs.kinds import ErrorKind
 from nanobanana_pipeline.settings import Settings
 
 _PROGRESS_EVERY_S: Final = 1.0
-_MOSTLY: Final = 0.5
-"""Share of a catalogue's waiting requests that, already paid for under another name, looks like a renamed file."""
 
 OpenProvider = Callable[[], AbstractAsyncContextManager[Provider]]
 """Opens the provider inside the engine's event loop: an HTTP client belongs to the loop it was made in."""
@@ -42,7 +41,10 @@ OpenProvider = Callable[[], AbstractAsyncContextManager[Provider]]
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What one run may do beyond the settings. `run_scope` is the budget scope that all shards of one command share."""
+    """What one run may do beyond the settings.
+
+    `run_scope` is the budget scope that all shards of one command share; `plan_hash` is kept with each attempt.
+    """
 
     run_id: str
     root_run_id: str
@@ -54,6 +56,7 @@ class RunOptions:
     resubmit_unknown: bool = False
     allow_duplicates: bool = False
     max_cost_micros: int | None = None
+    plan_hash: str | None = None
     patience: Patience = field(default_factory=Patience)
 
 
@@ -140,7 +143,7 @@ async def _work(
             provider=provider,
             images=workspace.images,
             spec=workspace.spec,
-            worker=Worker(lease.owner, options.run_id, options.root_run_id, options.run_scope),
+            worker=Worker(lease.owner, options.run_id, options.root_run_id, options.run_scope, options.plan_hash),
             lease=lease,
             gate=ProviderGate(
                 options.account,
@@ -201,10 +204,11 @@ def _refuse_renamed(workspace: Workspace, shard: str) -> None:
         if not statement.paid_elsewhere(connection, catalogue, shard=shard)[1]:
             return
         waiting, paid, elsewhere = statement.paid_elsewhere(connection, catalogue)
-    if waiting and paid > waiting * _MOSTLY:
+    if waiting and paid > waiting * MOSTLY:
         raise UserError(
             f"catalogue {catalogue}: {paid} of its {waiting} waiting requests already have images under the name "
-            f"{elsewhere}; if the file was renamed, name it back; to pay for them again, set allow_duplicates"
+            f"{elsewhere}; if the file was renamed, name it back; to pay for them again, `nanobanana run "
+            "--allow-duplicates`, or allow_duplicates in the launchpad"
         )
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from nanobanana_pipeline.generation.publishing import STATUS_OF
+from nanobanana_pipeline.generation.unknowns import HELD_STATES
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.leases import identity_of
 from nanobanana_pipeline.ledger.ledger import Ledger, Stamp
 from nanobanana_pipeline.ledger.states import Holding
-from nanobanana_pipeline.ledger.work import ShardWork
+from nanobanana_pipeline.ledger.work import ShardWork, open_attempts
 from nanobanana_pipeline.settings import Settings
 
 
@@ -73,6 +74,8 @@ class Standing:
     caps: list[CapStanding]
     workers: list[WorkerStanding]
     at_risk_micros: int
+    undecided_micros: int
+    """What of it is at risk for attempts that a person may still decide about; the others were given up."""
 
     @property
     def items(self) -> dict[str, int]:
@@ -91,6 +94,7 @@ def standing(ledger: Ledger, settings: Settings) -> Standing:
     counters = ledger.counters()
     with ledger.database.read() as connection:
         now = ledger.database.now(connection)
+        undecided = sum(attempt.holding.at_risk for attempt in open_attempts(connection, states=HELD_STATES))
         rows: list[Any] = list(connection.execute(sa.select(schema.leases).order_by(schema.leases.c.acquired_at)))
     days = [holding for scope, holding in counters.items() if scope.startswith("day:")]
     return Standing(
@@ -111,6 +115,7 @@ def standing(ledger: Ledger, settings: Settings) -> Standing:
         ],
         # Every attempt counts to one day, so the days together are all there is.
         at_risk_micros=sum(holding.at_risk for holding in days),
+        undecided_micros=undecided,
     )
 
 

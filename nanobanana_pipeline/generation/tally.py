@@ -10,6 +10,8 @@ class Tally:
     """What a run has done so far; money in micro-dollars."""
 
     submitted: int = 0
+    """Attempts that the provider accepted: `submitted_at` in the table `attempts`. Not those that it refused or that
+    got no answer."""
     succeeded: int = 0
     failed: int = 0
     unknown: int = 0

@@ -18,7 +18,9 @@ from nanobanana_pipeline.ledger.work import open_attempts
 
 Decision = Literal["resubmit", "abandon"]
 
-_HELD = (AttemptState.UNKNOWN, AttemptState.OVERDUE)
+HELD_STATES = (AttemptState.UNKNOWN, AttemptState.OVERDUE)
+"""Attempts that a person may decide about."""
+
 _THEN = {"resubmit": ItemState.PENDING, "abandon": ItemState.FAILED}
 
 
@@ -36,7 +38,7 @@ def held_attempts(ledger: Ledger, *, catalogue: str | None = None, ids: Sequence
     Raises `UserError` for an id that is none of them, or the beginning of several.
     """
     with ledger.database.read() as connection:
-        held = list(open_attempts(connection, states=_HELD, catalogue=catalogue))
+        held = list(open_attempts(connection, states=HELD_STATES, catalogue=catalogue))
     if not ids:
         return held
     chosen: dict[str, Attempt] = {}

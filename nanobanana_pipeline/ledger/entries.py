@@ -42,12 +42,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Who makes attempts: a run (and the run it began with), its budget scope, and the lease it holds."""
+    """Who makes attempts: a run (and the run it began with), its budget scope, its plan, and the lease it holds."""
 
     owner: str
     run_id: str
     root_run_id: str
     run_scope: str
+    plan_hash: str | None = None
 
 
 @dataclass(slots=True)

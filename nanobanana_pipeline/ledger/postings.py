@@ -174,6 +174,7 @@ class Postings:
                 "run_id": worker.run_id,
                 "root_run_id": worker.root_run_id,
                 "run_scope": worker.run_scope,
+                "plan_hash": worker.plan_hash,
                 "owner": worker.owner,
                 "state": attempt.state,
                 "day": day,

@@ -108,7 +108,7 @@ attempts = sa.Table(
     sa.Column("root_run_id", _Text, nullable=False),
     # The counter that a cap on one run goes by; all shards of one `nanobanana run` share it.
     sa.Column("run_scope", _Text, nullable=False),
-    # The plan that a person approved for it; null where none was needed.
+    # The plan it was made under, which a person may have approved; null where none was made.
     sa.Column("plan_hash", _Text),
     sa.Column("owner", _Text, nullable=False),
     sa.Column("state", _Text, nullable=False),

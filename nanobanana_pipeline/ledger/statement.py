@@ -3,9 +3,9 @@
 Only reading. Money stays in integer micro-dollars and times in milliseconds; `publishing` gives them their table types.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
@@ -18,6 +18,8 @@ _items = schema.items
 _attempts = schema.attempts
 _requests = schema.requests
 _shards = schema.shards
+
+_IDS_A_QUERY: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,18 @@ def paid_elsewhere(connection: Connection, catalogue: str, *, shard: str | None 
     twins = sa.select(twin.label("name")).where(waiting).subquery()
     row = connection.execute(sa.select(sa.func.count(), sa.func.count(twins.c.name), sa.func.max(twins.c.name))).one()
     return row[0], row[1], row[2]
+
+
+def names_of_images(connection: Connection, request_hashes: Sequence[str]) -> dict[str, set[str]]:
+    """Of the requests that have an image, the catalogues that they have one in."""
+    found: dict[str, set[str]] = {}
+    for start in range(0, len(request_hashes), _IDS_A_QUERY):
+        query = sa.select(_items.c.request_hash, _items.c.catalogue).where(
+            _items.c.request_hash.in_(request_hashes[start : start + _IDS_A_QUERY]), _items.c.state == ItemState.DONE
+        )
+        for row in connection.execute(query):
+            found.setdefault(row.request_hash, set()).add(row.catalogue)
+    return found
 
 
 def _statement(item: Row[Any], attempts: list[Row[Any]]) -> ItemStatement:

@@ -32,6 +32,11 @@ class Rerun(StrEnum):
     RETRY_FAILED = "retry_failed"
     REGENERATE = "regenerate"
 
+    @classmethod
+    def of(cls, *, regenerate: bool, retry_failed: bool) -> "Rerun | None":
+        """What was asked for; to regenerate everything includes what failed."""
+        return cls.REGENERATE if regenerate else cls.RETRY_FAILED if retry_failed else None
+
     @property
     def states(self) -> tuple[ItemState, ...]:
         """The items it is about."""

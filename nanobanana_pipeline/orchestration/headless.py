@@ -30,7 +30,7 @@ from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
 from nanobanana_pipeline.ledger.states import ItemState
-from nanobanana_pipeline.ledger.work import ShardWork, items_named
+from nanobanana_pipeline.ledger.work import Rerun, ShardWork, items_named
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.instance import free_dead_slots, opening, prepare_home
 from nanobanana_pipeline.orchestration.jobs import (
@@ -42,7 +42,10 @@ from nanobanana_pipeline.orchestration.jobs import (
 )
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.session import Session
+from nanobanana_pipeline.reporting.approval import Ruling, rule, save
 from nanobanana_pipeline.reporting.costs import CostSummary, publish_cost_daily, summary
+from nanobanana_pipeline.reporting.draft import Wanted
+from nanobanana_pipeline.reporting.plan import plan
 from nanobanana_pipeline.settings import Settings
 
 COMMAND_TAG: Final = "nanobanana/command"
@@ -78,6 +81,11 @@ class Order:
     """The only items that may be begun, by item_id or prompt_id; none given is all of them."""
     allow_duplicates: bool = False
     max_cost_usd: Decimal | None = None
+
+    @property
+    def rerun(self) -> Rerun | None:
+        """What is to be paid for again."""
+        return Rerun.of(regenerate=self.regenerate, retry_failed=self.retry_failed)
 
     def wants(self, work: ShardWork, *, on_unknown: str) -> bool:
         """Whether a run of the shard could do anything."""
@@ -264,8 +272,11 @@ class _Run:
         self._mend_tables()
         names = None if self._order.catalogue is None else [self._order.catalogue]
         self._step(REFRESH_CATALOGUE, "reading the catalogue", _CATALOGUE_GRACE_S, refresh_config(names))
-        if self._going_on:
-            self._generate(self._shares())
+        refusal: UserError | None = None
+        # Nothing to make needs no plan: to make one, all of the catalogue is read.
+        if self._going_on and (parts := self._shares()):
+            refusal = self._rule(names, parts)
+            self._generate(parts if refusal is None else self._shares())
         if self._going_on:
             self._step(REPORT_COSTS, "adding up", _REPORT_GRACE_S)
         else:
@@ -274,6 +285,8 @@ class _Run:
         self._sum_up()
         if self._session.failure is not None:
             raise self._session.failure
+        if refusal is not None and self._going_on:
+            raise refusal
 
     @property
     def _going_on(self) -> bool:
@@ -285,6 +298,20 @@ class _Run:
         self._watcher.phase(phase)
         with ThreadPoolExecutor(1, thread_name_prefix=job) as thread:
             self._follow([thread.submit(self._execute, job, config=config)], grace_s)
+
+    def _rule(self, names: Sequence[str] | None, parts: Sequence[Share]) -> UserError | None:
+        """Plan what is to be made, and keep to it; why nothing new may be begun, if it may not."""
+        order = self._order
+        named = sum(len(part.chosen) for part in parts) or None
+        wanted = Wanted(order.limit or named, order.rerun, order.resubmit_unknown)
+        self._watcher.phase("planning")
+        planned = save(self._workspace, plan(self._workspace, names, wanted))
+        ruling = Ruling(planned.hash) if order.max_cost_usd is not None else rule(self._workspace, planned)
+        if ruling.refusal is not None:
+            # What is under way is finished all the same: it is paid for.
+            self._order = Order(catalogue=order.catalogue, limit=0)
+        self._session.ruling = Ruling(ruling.plan_hash)
+        return ruling.refusal
 
     @contextmanager
     def signals(self) -> Generator[None]:

@@ -69,10 +69,8 @@ class GenerationConfig(BaseModel):
 
     @property
     def rerun(self) -> Rerun | None:
-        """What is to be paid for again; to regenerate everything includes what failed."""
-        if self.regenerate:
-            return Rerun.REGENERATE
-        return Rerun.RETRY_FAILED if self.retry_failed else None
+        """What is to be paid for again."""
+        return Rerun.of(regenerate=self.regenerate, retry_failed=self.retry_failed)
 
     @property
     def chosen_items(self) -> tuple[str, ...]:

@@ -22,3 +22,4 @@ class Ended(StrEnum):
     BY_A_PERSON = "stopped by a person"
     BY_A_SIGNAL = "stopped by a signal"
     BY_AN_ERROR = "an error that a person has to mend"
+    FOR_AN_APPROVAL = "to wait for a person's approval"

@@ -23,7 +23,7 @@ from nanobanana_pipeline.orchestration.jobs import generate_images, refresh_cata
 from nanobanana_pipeline.orchestration.partitions import SHARDS, SHARDS_NAME
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.run_tags import GENERATION_TAGS, STARTED_BY_TAG
-from nanobanana_pipeline.orchestration.shard_choice import brake_s, choose
+from nanobanana_pipeline.orchestration.shard_choice import Waiting, brake_s, choose
 from nanobanana_pipeline.orchestration.shard_facts import UNFINISHED, gather, latest_runs, past_runs
 from nanobanana_pipeline.reporting.alert_sinks import sinks_of
 from nanobanana_pipeline.reporting.alerts import tell
@@ -124,7 +124,8 @@ def start_shards(
         )
     choice = choose(work, facts, partial(past_runs, instance), most=max(0, most - len(facts.active)))
     if not choice.start:
-        return dg.SkipReason(str(choice))
+        plans = sorted(set(facts.unapproved.values())) if Waiting.UNAPPROVED in choice.waiting else []
+        return dg.SkipReason("; ".join([str(choice), *(f"`nanobanana approve {plan}`" for plan in plans)]))
     known = set(instance.get_dynamic_partitions(SHARDS_NAME))
     missing = [shard for shard in choice.start if shard not in known]
     return dg.SensorResult(

@@ -11,6 +11,7 @@ from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.shard_run import ShardReport
 from nanobanana_pipeline.generation.stopping import StopSwitch
 from nanobanana_pipeline.generation.tally import Tally
+from nanobanana_pipeline.reporting.approval import Ruling
 
 
 @dataclass(slots=True)
@@ -24,6 +25,8 @@ class Session:
     """Told of each shard's report once its tables are written, before anything is raised."""
     run_scope: str | None = None
     """The budget scope that the runs share; None: each run, or backfill, has its own."""
+    ruling: Ruling | None = None
+    """What the runs may pay for, when that was decided for all of them; None: each asks for itself."""
     failure: UserError | None = None
     """The first error that is the user's to mend; what follows from it is noise."""
 

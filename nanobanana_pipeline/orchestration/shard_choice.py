@@ -29,6 +29,7 @@ class End(StrEnum):
 
     SUCCEEDED = "succeeded"
     STOPPED = "stopped by a person"
+    UNAPPROVED = "ended to wait for a person's approval"
     BROKEN = "failed with an error that a person has to mend"
     ABANDONED = "killed, or stopped together with its machine"
 
@@ -41,6 +42,7 @@ class Waiting(StrEnum):
     STOPPED = "a person stopped it: start it again yourself, or change its catalogue"
     PAUSING = "tried a short while ago"
     NO_ROOM = "the cap has no room"
+    UNAPPROVED = "a person has to approve what they may cost"
     IN_TURN = "its turn comes when others are done"
 
 
@@ -70,6 +72,8 @@ class Facts:
     """When each catalogue was last entered."""
     full_catalogues: frozenset[str] = frozenset()
     """Catalogues for whose items no cap has room."""
+    unapproved: Mapping[str, str] = field(default_factory=dict)
+    """Catalogues whose items wait for a person's approval, each with the plan to approve."""
     resubmits_unknown: bool = False
 
 
@@ -155,6 +159,8 @@ def _reason_now(work: ShardWork, facts: Facts) -> Waiting | None:
         return Waiting.AT_WORK
     if work.catalogue in facts.full_catalogues and not _under_way(work):
         return Waiting.NO_ROOM
+    if work.catalogue in facts.unapproved and not _under_way(work):
+        return Waiting.UNAPPROVED
     return None
 
 
@@ -162,6 +168,9 @@ def _reason_in_past(work: ShardWork, facts: Facts, past: Sequence[PastRun]) -> W
     if not past:
         return None
     latest = past[0]
+    if latest.end is End.UNAPPROVED and not _under_way(work):
+        # Approved meanwhile, or it would not have come so far.
+        return None
     if latest.end is End.STOPPED:
         changed = facts.registered_at.get(work.catalogue, 0.0) > latest.ended_at
         return None if changed else Waiting.STOPPED
@@ -170,7 +179,7 @@ def _reason_in_past(work: ShardWork, facts: Facts, past: Sequence[PastRun]) -> W
 
 def _pause_s(work: ShardWork, past: Sequence[PastRun]) -> float:
     """How long to leave a shard alone after its latest run: each failure in a row doubles it, up to an hour."""
-    if past[0].end is End.SUCCEEDED:
+    if past[0].end in {End.SUCCEEDED, End.UNAPPROVED}:
         return _AFTER_PENDING_S if work.states.get(ItemState.PENDING) else _AFTER_WAITING_S
     failures = _leading(past, (End.BROKEN, End.ABANDONED))
     if past[0].end is End.BROKEN:

@@ -16,6 +16,7 @@ from nanobanana_pipeline.model_specs.pricing import reservation
 from nanobanana_pipeline.orchestration.partitions import PARTITION_TAG
 from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAGS, Ended
 from nanobanana_pipeline.orchestration.shard_choice import End, Facts, PastRun, full_catalogues
+from nanobanana_pipeline.reporting.approval import unapproved
 
 UNFINISHED: Final = [
     DagsterRunStatus.QUEUED,
@@ -54,6 +55,7 @@ def gather(instance: dg.DagsterInstance, workspace: Workspace, work: Sequence[Sh
             day=day.isoformat(),
             needed=needed,
         ),
+        unapproved=unapproved(workspace, work),
         resubmits_unknown=settings.on_unknown == "resubmit",
     )
 
@@ -82,6 +84,8 @@ def end_of(run: dg.DagsterRun) -> End:
     if run.status is DagsterRunStatus.CANCELED:
         # Taken out of the queue, it had no chance to leave a note: that too was a person.
         return End.ABANDONED if noted == Ended.BY_A_SIGNAL else End.STOPPED
+    if noted == Ended.FOR_AN_APPROVAL:
+        return End.UNAPPROVED
     return End.BROKEN if noted == Ended.BY_AN_ERROR else End.ABANDONED
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger import statement
 from nanobanana_pipeline.ledger.shard_facts import registered_at
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.ledger.work import ShardWork
@@ -33,6 +34,10 @@ _PLANS_KEPT: Final = 100
 """Plans that nobody approved are made anew with each catalogue; older ones than this go."""
 
 
+class ApprovalNeededError(UserError):
+    """A run that may cost much waits for a person; says how to approve it."""
+
+
 class Saved(BaseModel):
     """A plan that was shown to a person; `approved_at` is None until someone approved it. Money in micro-dollars."""
 
@@ -44,6 +49,8 @@ class Saved(BaseModel):
     to_make: int
     cost_micros: tuple[int, int, int]
     duration_s: tuple[float, float, float]
+    whole: bool = True
+    """Of all that is waiting in its catalogues; not of a shard, or of so many items."""
     approved_at: int | None = None
 
     @classmethod
@@ -56,6 +63,7 @@ class Saved(BaseModel):
             to_make=plan.to_make,
             cost_micros=(round(plan.cost.p10), round(plan.cost.p50), round(plan.cost.p90)),
             duration_s=(plan.duration_s.p10, plan.duration_s.p50, plan.duration_s.p90),
+            whole=plan.whole,
         )
 
     def rest(self, left: int) -> "Saved":
@@ -69,7 +77,7 @@ class Ruling:
     """What a run may do: pay for what is planned under `plan_hash`, or (`refusal`) only finish what is under way."""
 
     plan_hash: str | None = None
-    refusal: UserError | None = None
+    refusal: ApprovalNeededError | None = None
 
 
 def save(workspace: Workspace, plan: Plan) -> Saved:
@@ -126,7 +134,7 @@ def rule(workspace: Workspace, plan: Saved) -> Ruling:
     if approval_of(workspace, plan) != "needed":
         return Ruling(plan.hash)
     _, most_likely, at_most = plan.cost_micros
-    refusal = UserError(
+    refusal = ApprovalNeededError(
         f"this may cost {shown(at_most)} (P90; most likely {shown(most_likely)}), and above "
         f"${workspace.settings.approve_above_usd} NANOBANANA_APPROVE_ABOVE_USD asks for your approval: "
         f"`nanobanana approve {plan.hash}`, or give the run a cap of its own (--max-cost, or max_cost_usd in the "
@@ -135,38 +143,60 @@ def rule(workspace: Workspace, plan: Saved) -> Ruling:
     return Ruling(plan.hash, refusal)
 
 
-def rule_of_catalogue(workspace: Workspace, catalogue: str) -> Ruling:
-    """What a run over a shard of a catalogue may do: judged with all that is left of the plan it belongs to."""
-    plan = _plan_under_way(workspace, workspace.ledger.shard_work(), catalogue)
-    return Ruling() if plan is None else rule(workspace, plan)
+def rule_of_shard(workspace: Workspace, shard: str, wanted: Wanted, *, capped: bool) -> Ruling:
+    """What a run over one shard may do; `capped`: it has a cap of its own, and so a person's word.
+
+    It is judged with all that is left of the plan for its catalogue, unless it is to begin only so many items; what is
+    to be paid for again is judged by the shard.
+    """
+    with workspace.ledger.database.read() as connection:
+        catalogue = statement.catalogue_of_shard(connection, shard)
+        entered = registered_at(connection)
+    plans = saved_plans(workspace)
+    if capped or workspace.settings.approve_above_usd is None:
+        plan = _latest(plans, catalogue, entered)
+        return Ruling(plan.hash if plan else None)
+    ruling = Ruling()
+    if wanted.limit is None:
+        plan = _what_is_left(workspace, workspace.ledger.shard_work(), catalogue, plans, entered)
+        ruling = rule(workspace, plan) if plan else ruling
+    if wanted != Wanted() and ruling.refusal is None:
+        ruling = rule(workspace, save(workspace, plan_registered(workspace, catalogue, wanted, shard=shard)))
+    return ruling
 
 
 def unapproved(workspace: Workspace, work: Sequence[ShardWork]) -> Mapping[str, str]:
     """The catalogues whose waiting items need an approval and have none, each with the hash of the plan to approve."""
     if workspace.settings.approve_above_usd is None:
         return {}
+    with workspace.ledger.database.read() as connection:
+        entered = registered_at(connection)
+    plans = saved_plans(workspace)
     found: dict[str, str] = {}
     for catalogue in dict.fromkeys(shard.catalogue for shard in work if _waiting(workspace, shard)):
-        plan = _plan_under_way(workspace, work, catalogue)
+        plan = _what_is_left(workspace, work, catalogue, plans, entered)
         if plan is not None and approval_of(workspace, plan) == "needed":
             found[catalogue] = plan.hash
     return found
 
 
-def _plan_under_way(workspace: Workspace, work: Sequence[ShardWork], catalogue: str) -> Saved | None:
+def _what_is_left(
+    workspace: Workspace, work: Sequence[ShardWork], catalogue: str, plans: Sequence[Saved], entered: Mapping[str, int]
+) -> Saved | None:
     """What is left of the latest plan for a catalogue; None when nothing waits there."""
     if not any(_waiting(workspace, shard) for shard in work if shard.catalogue == catalogue):
         return None
-    with workspace.ledger.database.read() as connection:
-        entered = registered_at(connection).get(catalogue, 0)
-    made_since = (
-        one for one in reversed(saved_plans(workspace)) if catalogue in one.catalogues and one.created_at >= entered
-    )
-    plan = next(made_since, None)
+    plan = _latest(plans, catalogue, entered)
     if plan is None:
         return save(workspace, plan_registered(workspace, catalogue, Wanted()))
-    left = sum(_waiting(workspace, shard) for shard in work if shard.catalogue in plan.catalogues)
-    return plan.rest(left)
+    return plan.rest(sum(_waiting(workspace, shard) for shard in work if shard.catalogue in plan.catalogues))
+
+
+def _latest(plans: Sequence[Saved], catalogue: str, entered: Mapping[str, int]) -> Saved | None:
+    """The latest plan for all of a catalogue that was made since the catalogue was entered."""
+    since = entered.get(catalogue, 0)
+    of_all = (one for one in reversed(plans) if one.whole and catalogue in one.catalogues)
+    return next((one for one in of_all if one.created_at >= since), None)
 
 
 def _waiting(workspace: Workspace, work: ShardWork) -> int:

@@ -89,14 +89,15 @@ class CostReport:
 class CostSummary:
     """Where some work stands: its items by status (the words of `results`), and its money in micro-dollars.
 
-    `wasted_micros` was spent on attempts whose images are no longer in use or never were; `failures` counts failed
-    items by kind. `simulated` is None while nothing was ever run.
+    `submitted` are the attempts that the provider accepted; `wasted_micros` was spent on attempts whose images are no
+    longer in use or never were; `failures` counts failed items by kind. `simulated` is None while nothing was ever run.
     """
 
     simulated: bool | None
     items: dict[str, int]
     failures: dict[str, int]
     attempts: int
+    submitted: int
     images: int
     images_in_use: int
     prompt_tokens: int
@@ -120,6 +121,7 @@ class CostSummary:
             "items": self.items,
             "failures": self.failures,
             "attempts": self.attempts,
+            "submitted": self.submitted,
             "images": self.images,
             "images_in_use": self.images_in_use,
             "prompt_tokens": self.prompt_tokens,
@@ -211,6 +213,7 @@ def cell(text: str) -> str:
 _MARKUP: Final = frozenset("\\`*_{}[]()<>#+!|&~$")
 _TOTALS: Final = (
     "attempts",
+    "submitted",
     "images",
     "prompt_tokens",
     "completion_tokens",

@@ -185,14 +185,19 @@ def time_span(connection: Connection) -> tuple[int, int] | None:
 
 
 def totals(connection: Connection, scope: Scope = EVERYTHING) -> Mapping[str, Any]:
-    """Attempts, images, tokens and money of all the attempts in scope, and what open ones have reserved."""
+    """Attempts, images, tokens and money of all the attempts in scope, and what open ones have reserved.
+
+    `submitted` are the attempts that the provider accepted.
+    """
     in_flight = _attempts.c.state.in_([state.value for state in IN_FLIGHT_STATES])
     reserved = sa.func.sum(sa.case((in_flight, _attempts.c.reserved_micros), else_=0))
     tokens = [
         sa.func.sum(sa.func.coalesce(_attempts.c[name], 0)).label(name)
         for name in ("prompt_tokens", "completion_tokens", "total_tokens")
     ]
-    query = sa.select(*_sums(connection), reserved.label("reserved_micros"), *tokens).where(*scope.of_attempts())
+    submitted = sa.func.count(_attempts.c.submitted_at).label("submitted")
+    query = sa.select(*_sums(connection), submitted, reserved.label("reserved_micros"), *tokens)
+    query = query.where(*scope.of_attempts())
     row = connection.execute(query).mappings().one()
     return {name: int(value or 0) for name, value in row.items()}
 

@@ -21,7 +21,7 @@ _ENOUGH: Final = 30
 _BINS: Final = 64
 _CREDENCE: Final = 0.85
 """How much an experience counts. At 1 intervals were too narrow (75 % for 80 %): rare failures are seen too rarely."""
-_LATENCY_CREDENCE: Final = 0.7
+_LATENCY_CREDENCE: Final = 0.6
 _MOST_LATENCIES: Final = 400
 _MOST_IN_SERVICE: Final = 512
 # Before any experience: a twentieth of the items fails for good, give or take, unbilled.
@@ -164,15 +164,19 @@ def _durations(
         return np.zeros(draws)
     count = np.maximum(1, np.rint(sum(attempts.values(), np.zeros(draws)))).astype(np.int64)
     seen = {resolution: _latencies(spec, latencies, resolution) for resolution in attempts}
-    work = np.zeros(draws)
+    work, first, second = np.zeros(draws), np.zeros(draws), np.zeros(draws)
     for resolution, tries in attempts.items():
         pool = seen[resolution]
         weights = random.dirichlet(np.full(len(pool), _LATENCY_CREDENCE), size=draws)
         work += random.multinomial(np.rint(tries).astype(np.int64), weights) @ pool
-    # The end depends on the longest latencies, which a few hundred seen ones do not hold: there a log-normal is fitted.
-    logs = np.log(np.concatenate(list(seen.values())))
-    spread = logs.std(ddof=1) * np.sqrt((len(logs) - 1) / random.chisquare(len(logs) - 1, size=(draws, 1)))
-    middle = logs.mean() + spread * random.standard_normal((draws, 1)) / np.sqrt(len(logs))
+        share, logs = tries.sum(), np.log(pool)
+        first += share * (weights @ logs)
+        second += share * (weights @ logs**2)
+    # The end depends on the longest latencies, which a few hundred seen ones do not hold: there a log-normal is fitted,
+    # in each simulated run to what it believes of latencies. One that thinks them long waits longer for the last, too.
+    shares = sum(float(tries.sum()) for tries in attempts.values())
+    middle = (first / shares)[:, None]
+    spread = np.sqrt(np.maximum(second / shares - middle[:, 0] ** 2, 1e-6))[:, None]
     at_once = min(pace.in_flight, _MOST_IN_SERVICE)
     normal = random.standard_normal((draws, at_once))
     # What is at the provider when the last task is sent: those that run for longer are met more often.
@@ -184,7 +188,7 @@ def _durations(
     duration = np.where(count <= pace.in_flight, few.max(axis=1), queued)
     if pace.requests_per_minute is not None:
         sending = count * 60.0 / pace.requests_per_minute
-        duration = np.maximum(duration, sending + float(np.exp(np.median(logs))))
+        duration = np.maximum(duration, sending + np.exp(middle[:, 0]))
     return duration
 
 

@@ -43,6 +43,8 @@ class Plan:
     forecast: Forecast
     reserve_micros: int
     room_micros: int
+    whole: bool
+    """Of all that is waiting in its catalogues."""
 
     @property
     def cost(self) -> Range:
@@ -155,7 +157,7 @@ def plan(
             catalogues.append(found)
         if names is None:
             catalogues += _gone(connection, {source.name for source in sources})
-    return _plan(workspace, draft, catalogues, now)
+    return _plan(workspace, draft, catalogues, now, whole=wanted in (None, Wanted()))
 
 
 def plan_registered(workspace: Workspace, catalogue: str, wanted: Wanted, *, shard: str | None = None) -> Plan:
@@ -167,10 +169,10 @@ def plan_registered(workspace: Workspace, catalogue: str, wanted: Wanted, *, sha
         now = workspace.ledger.database.now(connection)
         draft = Draft(workspace, _day(now), wanted)
         found = draft.recall(connection, catalogue, shard=shard)
-    return _plan(workspace, draft, [found], now)
+    return _plan(workspace, draft, [found], now, whole=shard is None and wanted == Wanted())
 
 
-def _plan(workspace: Workspace, draft: Draft, catalogues: list[CataloguePlan], now: int) -> Plan:
+def _plan(workspace: Workspace, draft: Draft, catalogues: list[CataloguePlan], now: int, *, whole: bool) -> Plan:
     settings, spec, stamp = workspace.settings, workspace.spec, workspace.ledger.stamp
     digest = draft.digest()
     outlook = forecast(
@@ -191,6 +193,7 @@ def _plan(workspace: Workspace, draft: Draft, catalogues: list[CataloguePlan], n
         forecast=outlook,
         reserve_micros=draft.reserve_micros,
         room_micros=_room(workspace, now),
+        whole=whole,
     )
 
 

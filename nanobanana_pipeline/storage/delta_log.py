@@ -28,8 +28,12 @@ NO_HOOKS: Final = PostCommitHookProperties(create_checkpoint=False, cleanup_expi
 CHECKPOINT_EVERY: Final = 25
 """Commits. A checkpoint costs about 60 ms, and each commit since the last one about 1 ms at every opening."""
 
-LOG_KEPT: Final = "interval 10 minutes"
-"""Opening a table and committing to it look at every entry of the log: with 2,000 of them each takes 25 ms more."""
+LOG_KEPT_S: Final = 600
+VERSIONS_KEPT: Final = 400
+"""For a look back: older ones go, unless they are of the last minutes, which a writer may have begun from.
+
+Opening a table and committing to it look at every entry of the log: 2,000 of them take 25 ms, 400 five.
+"""
 
 _TRIES: Final = 4
 
@@ -137,6 +141,23 @@ def checkpoint(uri: str) -> None:
             durable.sync(str(log / "_last_checkpoint"))
             durable.sync(str(log))
         # Only now: until the checkpoint is safe, the entries are all there is.
-        delta.cleanup_metadata()
+        if durable.is_remote(uri):
+            delta.cleanup_metadata()
+        else:
+            _forget(Path(uri, "_delta_log"), delta.version() - VERSIONS_KEPT)
     except (DeltaError, OSError) as error:
         _log.warning("no checkpoint of %s, which only makes it slower to open: %s", uri, error)
+
+
+def _forget(log: Path, version: int) -> None:
+    """Remove the log before the last checkpoint up to `version`, from which every later version can be read."""
+    checkpoints = [file for file in log.glob("*.checkpoint*.parquet") if _version_of(file) <= version]
+    first = max(map(_version_of, checkpoints), default=0)
+    latest = time.time() - LOG_KEPT_S
+    for file in [*checkpoints, *log.glob("*.json")]:
+        if _version_of(file) < first and file.stat().st_mtime <= latest:
+            file.unlink(missing_ok=True)
+
+
+def _version_of(file: Path) -> int:
+    return int(file.name.partition(".")[0])

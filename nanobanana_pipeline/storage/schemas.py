@@ -192,6 +192,7 @@ ATTEMPTS: Final = _table(
     _ERROR_CODE,
     _ERROR_MESSAGE,
     _column("run_id", _TEXT, "Dagster run that made the attempt."),
+    _column("plan_hash", _TEXT, "Plan that the attempt was made under; null where none was made."),
 )
 
 COST_DAILY: Final = _table(

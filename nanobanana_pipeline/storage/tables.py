@@ -283,7 +283,7 @@ class Tables:
                 configuration={
                     "delta.checkpointInterval": str(delta_log.CHECKPOINT_EVERY),
                     "delta.dataSkippingStatsColumns": ",".join(c for c in STATISTICS_COLUMNS if c in schema.names),
-                    "delta.logRetentionDuration": delta_log.LOG_KEPT,
+                    "delta.logRetentionDuration": f"interval {delta_log.LOG_KEPT_S} seconds",
                     **({_MODE: self._mode} if self._mode else {}),
                 },
                 raise_if_key_not_exists=False,  # ours is no key of Delta's

@@ -91,6 +91,22 @@ def test_a_catalogue_becomes_images_once(tmp_path: Path, simulator: Start) -> No
     assert [prompt_id for prompt_id, row in now.items() if not row["active"]] == ["p007"]
 
 
+def test_a_costly_run_waits_for_an_approval(place: tuple[Place, SimulatorProcess]) -> None:
+    """Nothing new is sent before a person has said so, in the words that the refusal tells."""
+    here, provider = place
+    here.catalogue(prompts(25))
+    here.environment["NANOBANANA_APPROVE_ABOVE_USD"] = "1"
+    refused = here.run("run")
+    assert refused.code == 1
+    assert submits(provider) == []
+    asked = refused.only_line.partition("nanobanana approve ")[2].partition("`")[0]
+    assert here.run("run", "--max-cost", "0.2").code == 3
+    assert 0 < len(submits(provider)) < 4
+    assert here.run("approve", asked).code == 0
+    assert here.run("run").code == 0
+    assert len(submits(provider)) == 25
+
+
 def test_a_limit_counts_items_over_all_shards(place: tuple[Place, SimulatorProcess]) -> None:
     """A pilot of 18 must never become 18 a shard."""
     here, provider = place

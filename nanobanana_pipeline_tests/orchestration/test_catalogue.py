@@ -27,6 +27,9 @@ def test_good_rows_become_shards_and_bad_ones_are_told_why(orchestra: Orchestra)
     result = orchestra.refresh()
     assert told(result, "prompts")["dagster/row_count"] == 3
     assert told(result, "prompts")["new_shards"] == 1
+    assert told(result, "prompts")["images_to_make"] == 3
+    assert 0.05 < told(result, "prompts")["plan_cost_usd"] < 0.3
+    assert "3 images to make" in told(result, "prompts")["plan"]
     assert told(result, "prompts")["mode"] == "simulated"
     assert told(result, "rejected_prompts")["dagster/row_count"] == 1
     assert orchestra.instance.get_dynamic_partitions("shards") == ["cat-000000"]

@@ -21,6 +21,7 @@ from nanobanana_pipeline.orchestration.sensors import (
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.orchestration.shard_choice import End
 from nanobanana_pipeline.orchestration.shard_facts import end_of
+from nanobanana_pipeline.reporting.approval import approve
 from nanobanana_pipeline.settings import load_settings
 from nanobanana_pipeline_tests.orchestration.conftest import Orchestra, rows
 
@@ -121,6 +122,33 @@ def test_shards_with_work_left_are_started_and_finished_ones_are_not(orchestra: 
     assert shards(tick(generation_sensor, orchestra)) == ["other-000000"]
     orchestra.generate("other-000000")
     assert said(tick(generation_sensor, orchestra)) == "no shard has work left"
+
+
+def test_a_costly_plan_waits_for_a_person(orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nobody there to ask, what an unattended pipeline may cost is decided beforehand."""
+    monkeypatch.setenv("NANOBANANA_APPROVE_ABOVE_USD", "0.1")
+    orchestra.pipeline.write(rows(5))
+    orchestra.refresh()
+
+    asked = said(tick(generation_sensor, orchestra))
+
+    assert "a person has to approve" in asked
+    assert not orchestra.generate().success
+    assert orchestra.pipeline.accepted() == []
+    with orchestra.pipeline.open() as workspace:
+        plan = approve(workspace, asked.partition("nanobanana approve ")[2].rstrip("`")).hash
+    assert shards(tick(generation_sensor, orchestra)) == ["cat-000000"]
+    assert orchestra.generate().success
+    assert {row["plan_hash"] for row in orchestra.pipeline.table("attempts")} == {plan}
+
+
+def test_a_cap_of_its_own_is_a_person_s_word(orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes a sum into the launchpad has thought about it."""
+    monkeypatch.setenv("NANOBANANA_APPROVE_ABOVE_USD", "0.1")
+    orchestra.pipeline.write(rows(5))
+    orchestra.refresh()
+    assert orchestra.generate(max_cost_usd=2).success
+    assert len(orchestra.pipeline.accepted()) == 5
 
 
 def test_a_queued_run_is_not_started_again(orchestra: Orchestra) -> None:

@@ -57,6 +57,18 @@ def test_a_shard_with_work_left_is_started(state: str) -> None:
     assert started(shard(**{state: 1}))
 
 
+def test_what_waits_for_an_approval_is_not_started_but_what_is_under_way_is() -> None:
+    """A run that would be refused each half minute fills the page with red; what is in the air is paid for."""
+    asked = facts(unapproved={"cat": "3f2a"})
+    assert why(shard(pending=3), asked) is Waiting.UNAPPROVED
+    assert started(shard(pending=3, open=1), asked)
+    assert started(shard("other-000000", pending=3), asked)
+    refused = past((End.UNAPPROVED, 1))
+    assert started(shard(pending=3), runs=refused)
+    assert why(shard(pending=3, open=1), asked, refused) is Waiting.PAUSING
+    assert brake_s(refused(["cat-000000"]), NOW) == 0
+
+
 @pytest.mark.parametrize("state", ["done", "failed", "unknown"])
 def test_a_shard_with_nothing_to_do_is_left_alone(state: str) -> None:
     """What failed for good, and what only a person may decide, would be started again at each tick."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.ledger.work import Rerun
 from nanobanana_pipeline.reporting.approval import (
+    Ruling,
     Saved,
     approval_of,
     approve,
     rule,
-    rule_of_catalogue,
+    rule_of_shard,
     save,
     saved_plans,
     unapproved,
@@ -207,10 +209,13 @@ def test_the_parts_of_a_costly_plan_wait_together(world: Callable[..., World]) -
 
     assert list(asked) == ["one"]
     assert asked == unapproved(made.workspace, work)
-    assert asked["one"] in str(rule_of_catalogue(made.workspace, "one").refusal)
+    part = partial(rule_of_shard, made.workspace, "one-000003")
+    assert asked["one"] in str(part(Wanted(), capped=False).refusal)
+    assert part(Wanted(limit=3), capped=False).refusal is None
+    assert part(Wanted(), capped=True) == Ruling(asked["one"])
     approve(made.workspace, asked["one"])
     assert unapproved(made.workspace, work) == {}
-    assert rule_of_catalogue(made.workspace, "one").plan_hash == asked["one"]
+    assert part(Wanted(), capped=False) == Ruling(asked["one"])
 
 
 def test_a_plan_is_asked_about_no_more_once_little_of_it_is_left(world: Callable[..., World]) -> None:

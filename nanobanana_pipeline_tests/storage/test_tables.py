@@ -297,13 +297,27 @@ def test_every_part_of_a_commit_is_flushed_in_order(tables: Tables, monkeypatch:
 def test_the_log_is_summed_up_and_kept_short(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening a table reads every entry since the last checkpoint, and looks at every file of the log."""
     monkeypatch.setattr(delta_log, "CHECKPOINT_EVERY", 5)
-    monkeypatch.setattr(delta_log, "LOG_KEPT", "interval 0 seconds")
-    for i in range(12):
+    monkeypatch.setattr(delta_log, "LOG_KEPT_S", 0)
+    monkeypatch.setattr(delta_log, "VERSIONS_KEPT", 4)
+    for i in range(17):
         put(tables, f"s{i}")
     log = [path.name for path in Path(tables.uri("results"), "_delta_log").iterdir()]
-    assert f"{10:020}.checkpoint.parquet" in log
-    assert f"{3:020}.json" not in log
-    assert len(marks(tables)) == 12
+    assert f"{15:020}.checkpoint.parquet" in log
+    assert f"{5:020}.checkpoint.parquet" not in log
+    assert f"{9:020}.json" not in log
+    assert len(marks(tables)) == 17
+
+
+def test_one_may_look_back(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a figure was yesterday is asked when it has changed; each version kept can be read, whatever came since."""
+    monkeypatch.setattr(delta_log, "CHECKPOINT_EVERY", 5)
+    monkeypatch.setattr(delta_log, "LOG_KEPT_S", 0)
+    monkeypatch.setattr(delta_log, "VERSIONS_KEPT", 4)
+    for i in range(1, 17):
+        put(tables, "a", 1, str(i))
+    for version in range(11, 17):
+        then = DeltaTable(tables.uri("results"), version=version).to_pyarrow_table(columns=["run_id"])
+        assert then["run_id"].to_pylist() == [str(version)]
 
 
 def test_a_version_that_is_tidied_away_is_a_conflict(tables: Tables) -> None:

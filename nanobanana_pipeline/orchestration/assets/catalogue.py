@@ -4,7 +4,7 @@ Nothing here spends anything.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import dagster as dg
@@ -12,15 +12,26 @@ import orjson
 from pydantic import Field
 
 from nanobanana_pipeline.catalogue.reading import find_catalogues
+from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.intake import CatalogueReport, RefreshReport, refresh
+from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.registration import Registration
 from nanobanana_pipeline.ledger.shard_facts import fingerprints
 from nanobanana_pipeline.orchestration import checks, previews
 from nanobanana_pipeline.orchestration.failures import at_work, one_line_failures
 from nanobanana_pipeline.orchestration.fingerprint import catalogue_fingerprint
-from nanobanana_pipeline.orchestration.metadata import MODE, Metadata, markdown_table, table_definition, table_state
+from nanobanana_pipeline.orchestration.metadata import (
+    MODE,
+    Metadata,
+    markdown_table,
+    money,
+    table_definition,
+    table_state,
+)
 from nanobanana_pipeline.orchestration.partitions import add_shards
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource, mode_of
+from nanobanana_pipeline.reporting.approval import approval_of, save
+from nanobanana_pipeline.reporting.plan import plan
 
 GROUP: Final = "catalogue"
 OWNERS: Final = ("team:image-pipeline",)
@@ -102,10 +113,13 @@ def prompts(
 ) -> Iterator[dg.MaterializeResult[Any]]:
     """Check the catalogues' rows, enter good ones in the ledger, and make a partition of each new shard."""
     with at_work(context), nano_banana.open_workspace() as workspace:
-        report = refresh(workspace, config.catalogues or None)
+        names = config.catalogues or None
+        report = refresh(workspace, names)
+        planned = _plan_metadata(workspace, names)
         new_shards = add_shards(context.instance, report.shards)
         shared = {MODE: mode_of(workspace), "catalogues": _listing(report)}
-        prompts_metadata = shared | table_state(workspace.tables, "prompts") | _shards_metadata(report, new_shards)
+        prompts_metadata = shared | table_state(workspace.tables, "prompts")
+        prompts_metadata |= _shards_metadata(report, new_shards) | planned
         rejected_metadata = shared | table_state(workspace.tables, "rejected_prompts")
         rejections = checks.rejected_prompts(workspace.tables)
         with workspace.ledger.database.read() as connection:
@@ -123,6 +137,22 @@ def _shards_metadata(report: RefreshReport, new_shards: list[str]) -> Metadata:
         "shards": len(report.shards),
         "new_shards": len(new_shards),
         "changed_shards": len(report.changed_shards),
+    }
+
+
+def _plan_metadata(workspace: Workspace, names: Sequence[str] | None) -> Metadata:
+    """What the next runs would make and cost, and keep it for an approval. The number is the P50, to be plotted."""
+    try:
+        planned = plan(workspace, names)
+    except UserError as error:
+        # Without a price for today nothing can be made; the catalogue is entered all the same.
+        return {"plan": str(error)}
+    needed = approval_of(workspace, save(workspace, planned)) == "needed"
+    asked = f"\n\n**Waits for your approval**: `nanobanana approve {planned.hash}`" if needed else ""
+    return {
+        "plan": dg.MetadataValue.md(planned.markdown + asked),
+        "images_to_make": planned.to_make,
+        **money("plan_cost", round(planned.cost.p50)),
     }
 
 

@@ -5,7 +5,7 @@ What a run does is `generation`'s; here is what Dagster hands it, what it is tol
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -34,8 +34,10 @@ from nanobanana_pipeline.orchestration.progress import Progress, duration
 from nanobanana_pipeline.orchestration.resources import Access, NanoBananaResource, mode_of
 from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAGS, RUN_SCOPE_TAG, Ended
 from nanobanana_pipeline.orchestration.session import Session
+from nanobanana_pipeline.reporting.approval import ApprovalNeededError, Ruling, rule_of_shard
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
 from nanobanana_pipeline.reporting.costs import summary
+from nanobanana_pipeline.reporting.draft import Wanted
 
 GROUP: Final = "generation"
 OP: Final = "generation"
@@ -102,11 +104,21 @@ class _Run:
             )
         return chosen[0]
 
-    def options(self, access: Access) -> RunOptions:
+    def rule(self, workspace: Workspace) -> Ruling:
+        """Whether new images may be paid for; asked before anything is sent."""
+        if self.session.ruling is not None:
+            return self.session.ruling
+        config = self.config
+        # So many in each of a backfill's shards is no pilot.
+        limit = None if BACKFILL_TAG in self.context.run.tags else config.limit
+        wanted = Wanted(limit, config.rerun, config.resubmit_unknown)
+        return rule_of_shard(workspace, self.shard, wanted, capped=config.max_cost_usd is not None)
+
+    def options(self, access: Access, ruling: Ruling) -> RunOptions:
         run = self.context.run
         root = run.root_run_id or run.run_id
         scope = self.session.run_scope or run.tags.get(RUN_SCOPE_TAG) or run.tags.get(BACKFILL_TAG) or root
-        return RunOptions(
+        options = RunOptions(
             run_id=run.run_id,
             root_run_id=root,
             run_scope=scope,
@@ -117,7 +129,9 @@ class _Run:
             resubmit_unknown=self.config.resubmit_unknown,
             allow_duplicates=self.config.allow_duplicates,
             max_cost_micros=self.config.max_cost_micros,
+            plan_hash=ruling.plan_hash,
         )
+        return options if ruling.refusal is None else replace(options, limit=0, rerun=None, resubmit_unknown=False)
 
     def reported(self, report: ShardReport) -> None:
         self.reports.append(report)
@@ -133,7 +147,7 @@ class _Run:
             # Only its own interruption is a cancellation to Dagster; anything caught and returned would be a success.
             raise DagsterExecutionInterruptedError(str(error)) from None
         except UserError as error:
-            self._ended(Ended.BY_AN_ERROR)
+            self._ended(Ended.FOR_AN_APPROVAL if isinstance(error, ApprovalNeededError) else Ended.BY_AN_ERROR)
             self.session.failed(error)
             raise
 
@@ -187,6 +201,15 @@ def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
 
 
 def _generate(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource) -> ShardReport:
+    """Make what may be made. Raises `UserError` when new images wait for a person's approval."""
+    ruling = run.rule(workspace)
+    report = _run_shard(run, workspace, nano_banana, ruling)
+    if ruling.refusal is not None:
+        raise ruling.refusal
+    return report
+
+
+def _run_shard(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource, ruling: Ruling) -> ShardReport:
     with nano_banana.provider(workspace) as access:
         left = _left(workspace, run.shard)
         run.context.log.info("%s: %d items to do, %s, at %s", run.shard, left, access.stamp.mode, access.stamp.origin)
@@ -200,7 +223,7 @@ def _generate(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource) 
             workspace,
             run.shard,
             access.open_provider,
-            run.options(access),
+            run.options(access, ruling),
             stop=run.session.stop,
             on_progress=on_progress,
             on_report=run.reported,
