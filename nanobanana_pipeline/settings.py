@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     image_hosts: CommaSeparated = Field(
         (), description="Hosts that images may be fetched from (comma separated); default: any public one."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How the engine's log lines are written; json is one object a line."
+    )
     alert_webhook: HttpUrlSecret | None = Field(
         None, description="Where alerts are sent as JSON, by POST (a chat's incoming webhook, say)."
     )

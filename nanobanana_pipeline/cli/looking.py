@@ -1,25 +1,38 @@
 """`status`, `query` and `explain`: looking at what is there; nothing is changed or spent."""
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from nanobanana_pipeline.cli.console import counted, dollars, say, say_json, usd_text
+from nanobanana_pipeline.cli.console import clock, counted, dollars, say, say_json, usd_text
 
 if TYPE_CHECKING:
-    from nanobanana_pipeline.generation.standing import Standing
+    from nanobanana_pipeline.generation.standing import ShardProgress, Standing
     from nanobanana_pipeline.settings import Settings
+
+_WATCH_EVERY_S = 2.0
 
 
 @click.command(short_help="Where the work and the money stand.")
+@click.option("--watch", is_flag=True, help="Again every few seconds, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def status(as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
-    """Items by state, money against the caps, and who is at work now."""
+def status(watch: bool, as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
+    """Items by state, money against the caps, and who is at work now: how far, how fast, how long yet, at what cost."""
     from nanobanana_pipeline.settings import load_settings
 
     settings = load_settings()
+    while True:
+        _show_status(settings, as_json=as_json)
+        if not watch:
+            return
+        time.sleep(_WATCH_EVERY_S)
+        click.clear()
+
+
+def _show_status(settings: "Settings", *, as_json: bool) -> None:
     if not has_ledger(settings):
         if as_json:
             say_json({"mode": None, "output": settings.workspace, "items": {}, "catalogues": [], "workers": []})
@@ -105,51 +118,6 @@ def explain(what: str, as_json: bool) -> None:  # noqa: FBT001 - click gives fla
             say(line)
 
 
-@click.command(short_help="What a person should hear of; --send tells them.")
-@click.option("--send", is_flag=True, help="Tell of what is new, as Dagster's alert_sensor does: for cron.")
-@click.option("--test", is_flag=True, help="Send a test to everyone who is told of alerts.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def alerts(send: bool, test: bool, as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
-    """Show every condition that is worth an alert now: caps, failures, unknown outcomes, idle work.
-
-    Nothing is sent without --send or --test. Then it goes to NANOBANANA_ALERT_WEBHOOK and NANOBANANA_ALERT_EMAIL, each
-    crossing once, whoever looks.
-
-    \b
-    Examples:
-      nanobanana alerts
-      nanobanana alerts --test
-      */5 * * * * nanobanana alerts --send          in a crontab, where no Dagster runs
-    """
-    from nanobanana_pipeline.errors import UserError
-    from nanobanana_pipeline.ledger.ledger import Ledger
-    from nanobanana_pipeline.reporting.alert_sinks import sinks_of
-    from nanobanana_pipeline.reporting.alerts import Alert, conditions, tell
-    from nanobanana_pipeline.reporting.alerts import send as send_now
-    from nanobanana_pipeline.settings import load_settings
-
-    settings = load_settings()
-    sinks = sinks_of(settings)
-    problems: list[str] = []
-    if test:
-        problems = send_now(sinks, [Alert("test/1", "This is a test: alerts arrive here.")], settings.workspace)
-    holding: list[Alert] = []
-    if has_ledger(settings):
-        with Ledger(settings.ledger) as ledger:
-            if send:
-                told = tell(ledger, settings, sinks)
-                holding, problems = told.holding, problems + told.problems
-            else:
-                holding = conditions(ledger, settings)
-    if as_json:
-        say_json({"alerts": [alert.as_dict() for alert in holding], "told": [sink.name for sink in sinks]})
-    else:
-        for alert in holding:
-            say(alert.text)
-    if problems:
-        raise UserError("; ".join(problems))
-
-
 def has_ledger(settings: "Settings") -> bool:
     """Whether there is a ledger to look at; looking must not make one."""
     from sqlalchemy.engine import make_url
@@ -189,8 +157,21 @@ def _say_standing(now: "Standing", settings: "Settings") -> None:
     if given_up := now.at_risk_micros - now.undecided_micros:
         say(f"  at risk until the invoice tells, for what was given up: {dollars(given_up)}; see nanobanana reconcile")
     for worker in now.workers:
-        state = "has died; the next run takes over" if worker.dead else f"at work on {worker.shard}"
-        say(f"  worker {worker.host}/{worker.pid} (run {worker.run_id[:8]}): {state}")
+        state = f"has died at work on {worker.shard}; the next run takes over"
+        if not worker.dead:
+            state = f"at work on {worker.shard}: {_shown_progress(worker.progress)}"
+        say(f"  worker {worker.host}/{worker.pid} (run {worker.run_id[:8]}) {state}")
+
+
+def _shown_progress(progress: "ShardProgress") -> str:
+    parts = [
+        f"{progress.done:,} of {progress.items:,} items",
+        f"{progress.in_flight:,} in flight",
+        f"{progress.a_minute:,.0f} a minute",
+        *([] if progress.left_s is None else [f"{clock(progress.left_s)} left"]),
+        f"{dollars(progress.spent_micros)} spent",
+    ]
+    return ", ".join(parts)
 
 
 def _as_json(now: "Standing", settings: "Settings") -> dict[str, Any]:
@@ -228,10 +209,16 @@ def _as_json(now: "Standing", settings: "Settings") -> dict[str, Any]:
                 "host": worker.host,
                 "pid": worker.pid,
                 "dead": worker.dead,
+                "items": worker.progress.items,
+                "done": worker.progress.done,
+                "in_flight": worker.progress.in_flight,
+                "items_per_minute": round(worker.progress.a_minute, 1),
+                "left_s": None if worker.progress.left_s is None else round(worker.progress.left_s),
+                "spent_usd": usd_text(worker.progress.spent_micros),
             }
             for worker in now.workers
         ],
     }
 
 
-COMMANDS: tuple[click.Command, ...] = (status, query, explain, alerts)
+COMMANDS: tuple[click.Command, ...] = (status, query, explain)

@@ -16,7 +16,7 @@ from typing import TextIO
 import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
-from nanobanana_pipeline.cli import care, catalogues, looking, money, service, sharing, work
+from nanobanana_pipeline.cli import care, catalogues, looking, money, service, sharing, watching, work
 from nanobanana_pipeline.cli.console import complain
 from nanobanana_pipeline.errors import UserError
 
@@ -74,6 +74,7 @@ for _command in (
     *service.COMMANDS,
     *catalogues.COMMANDS,
     *looking.COMMANDS,
+    *watching.COMMANDS,
     *money.COMMANDS,
     *sharing.COMMANDS,
     *care.COMMANDS,

@@ -60,7 +60,7 @@ class ProgressDisplay:
         """Show where the run stands."""
         if self._quiet or not self._items:
             return
-        done = finished(tally)
+        done = tally.finished
         self._pace.at(time.monotonic(), done)
         if self._bar is not None and self._task is not None:
             # As in `note`: nothing ends because the terminal is gone.
@@ -141,11 +141,6 @@ class Pace:
             return "-"
         speed = f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
         return f"{speed} · {clock(max(left, 0) / rate)} left"
-
-
-def finished(tally: "Tally") -> int:
-    """Items that the run is done with, well or not."""
-    return tally.succeeded + tally.failed + tally.unknown + tally.overdue + tally.deferred
 
 
 def facts(tally: "Tally") -> str:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from nanobanana_pipeline.generation.admissions import Admissions, StoppedError
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.delivery import Delivery, VerifyMode
+from nanobanana_pipeline.generation.journal import Journal
 from nanobanana_pipeline.generation.lifecycle import Lifecycle, SettledElsewhereError
 from nanobanana_pipeline.generation.limits import ProviderGate
 from nanobanana_pipeline.generation.patience import Patience
@@ -105,6 +106,7 @@ class Engine:
             policy=options.policy,
             patience=options.patience,
             tally=tally,
+            journal=Journal(worker.run_id),
             stopping=self._stopping,
             now_ms=self._now_ms,
         )

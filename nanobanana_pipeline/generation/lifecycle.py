@@ -19,6 +19,7 @@ from nanobanana_pipeline.generation.answers import Accepted, PollError, Refused,
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.delivery import Delivery
 from nanobanana_pipeline.generation.errors import RETRY_SUBMIT, STOPS_RUN, kind_of_task_error
+from nanobanana_pipeline.generation.journal import Journal
 from nanobanana_pipeline.generation.limits import ProviderGate, backoff_s
 from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.generation.policy import Policy
@@ -66,6 +67,7 @@ class Lifecycle:
         policy: Policy,
         patience: Patience,
         tally: Tally,
+        journal: Journal,
         stopping: asyncio.Event,
         now_ms: Callable[[], int],
     ) -> None:
@@ -80,6 +82,7 @@ class Lifecycle:
         self._policy = policy
         self._patience = patience
         self._tally = tally
+        self._journal = journal
         self._stopping = stopping
         self._now_ms = now_ms
 
@@ -125,6 +128,7 @@ class Lifecycle:
 
     async def _defer(self, candidate: Candidate, note: str) -> None:
         await self._ledger.post(lambda postings: postings.defer([candidate.item_id], note))
+        self._journal.deferred(candidate.shard, note)
         self._tally.deferred += 1
 
     # --- submit ------------------------------------------------------------------------------------------------------
@@ -414,6 +418,7 @@ class Lifecycle:
 
     async def _fresh_urls(self, attempt: Attempt) -> tuple[str, ...] | None:
         """The task's result URLs as they are now; None when it could not be asked."""
+        self._journal.fresh_urls(attempt)
         answer = await self._provider.poll(attempt.task_id or "")
         attempt.polls += 1
         self._tally.polls += 1
@@ -446,6 +451,7 @@ class Lifecycle:
 
         if not await self._ledger.post(posting):
             raise SettledElsewhereError(attempt.attempt_id)
+        self._journal.moved(attempt, to, facts)
 
     async def _pause(self, seconds: float) -> None:
         """Wait; raises `StoppedError` as soon as the run is being stopped."""

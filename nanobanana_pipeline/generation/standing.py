@@ -7,18 +7,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from nanobanana_pipeline.generation.publishing import STATUS_OF
 from nanobanana_pipeline.generation.unknowns import HELD_STATES
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.leases import identity_of
 from nanobanana_pipeline.ledger.ledger import Ledger, Stamp
-from nanobanana_pipeline.ledger.states import Holding
+from nanobanana_pipeline.ledger.states import IN_FLIGHT_STATES, Holding
 from nanobanana_pipeline.ledger.work import ShardWork, open_attempts
 from nanobanana_pipeline.settings import Settings
+
+_RATE_WINDOW_MS: Final = 120_000
 
 
 @dataclass(slots=True)
@@ -63,6 +66,26 @@ class WorkerStanding:
     acquired_at: int
     expires_at: int
     dead: bool
+    progress: "ShardProgress"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """Where a worker is with its shard: items, and what it has spent so far (micro-dollars).
+
+    `a_minute` is the rate of the last minutes; `left_s` what the rest would take at that rate, None while it is 0.
+    """
+
+    items: int
+    done: int
+    in_flight: int
+    a_minute: float
+    spent_micros: int
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to go."""
+        return 60 * (self.items - self.done) / self.a_minute if self.a_minute else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +112,15 @@ class Standing:
 def standing(ledger: Ledger, settings: Settings) -> Standing:
     """How the work stands now."""
     catalogues: dict[str, CatalogueStanding] = {}
-    for work in ledger.shard_work():
+    shards = {work.shard: work for work in ledger.shard_work()}
+    for work in shards.values():
         catalogues.setdefault(work.catalogue, CatalogueStanding(work.catalogue)).add(work)
     counters = ledger.counters()
     with ledger.database.read() as connection:
         now = ledger.database.now(connection)
         undecided = sum(attempt.holding.at_risk for attempt in open_attempts(connection, states=HELD_STATES))
         rows: list[Any] = list(connection.execute(sa.select(schema.leases).order_by(schema.leases.c.acquired_at)))
+        progress = {row.owner: _progress(connection, row, shards.get(row.shard), now) for row in rows}
     days = [holding for scope, holding in counters.items() if scope.startswith("day:")]
     return Standing(
         stamp=ledger.stamp,
@@ -110,12 +135,33 @@ def standing(ledger: Ledger, settings: Settings) -> Standing:
                 row.acquired_at,
                 row.expires_at,
                 dead=identity_of(row).known_dead(),
+                progress=progress[row.owner],
             )
             for row in rows
         ],
         # Every attempt counts to one day, so the days together are all there is.
         at_risk_micros=sum(holding.at_risk for holding in days),
         undecided_micros=undecided,
+    )
+
+
+def _progress(connection: Connection, lease: Any, work: ShardWork | None, now: int) -> ShardProgress:
+    attempts = schema.attempts
+    ended = sa.func.coalesce(attempts.c.stored_at, attempts.c.closed_at)
+    since = max(lease.acquired_at, now - _RATE_WINDOW_MS)
+    figures = sa.select(
+        sa.func.count().filter(attempts.c.state.in_([state.value for state in IN_FLIGHT_STATES])),
+        sa.func.count().filter(ended >= since),
+        sa.func.coalesce(sa.func.sum(attempts.c.cost_micros).filter(attempts.c.run_id == lease.run_id), 0),
+    ).where(attempts.c.shard == lease.shard)
+    in_flight, ended_lately, spent = connection.execute(figures).one()
+    items = work.items if work else 0
+    return ShardProgress(
+        items=items,
+        done=items - (work.left if work else 0),
+        in_flight=in_flight,
+        a_minute=ended_lately * 60_000 / max(1, now - since),
+        spent_micros=int(spent),
     )
 
 

@@ -26,6 +26,11 @@ class Tally:
     in_flight: int = 0
     failures_by_kind: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def finished(self) -> int:
+        """Items that the run is done with, well or not."""
+        return self.succeeded + self.failed + self.unknown + self.overdue + self.deferred
+
     def failed_with(self, kind: ErrorKind) -> None:
         """Count an item that ended without an image."""
         self.failed += 1

@@ -24,6 +24,7 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.journal import LogFormat, formatter
 from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.shard_run import ShardReport
 from nanobanana_pipeline.generation.tally import Tally
@@ -175,10 +176,10 @@ def run_pipeline(settings: Settings, order: Order, watcher: Watcher, *, home: Pa
     with Workspace.open(settings) as workspace, instance_for_threads(home) as instance:
         resource = NanoBananaResource.from_settings(settings)
         # Asked before anything else: a provider out of reach, or a ledger that is someone else's, is one line at once.
-        with resource.provider(workspace) as access, _logging_to(log) as logger:
+        with resource.provider(workspace) as access, _logging_to(log, settings.log_format) as logger:
             outcome = Outcome(access.stamp, workspace.output, str(log))
             free_dead_slots(instance)
-            session = Session(run_scope=command)
+            session = Session(run_scope=command, logs_to_file=True)
             console = dg.LoggerDefinition(lambda _: logger, description="This command's log file.")
             defs = dg.Definitions.merge(
                 build_defs(session=session, settings=settings), dg.Definitions(loggers={_LOGGER: console})
@@ -479,10 +480,10 @@ def total(tallies: Iterable[Tally]) -> Tally:
 
 
 @contextmanager
-def _logging_to(file: Path) -> Generator[logging.Logger]:
+def _logging_to(file: Path, log_format: LogFormat) -> Generator[logging.Logger]:
     """A logger for Dagster's runs that writes to `file` alone; what libraries warn of goes there, too."""
     handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(formatter(log_format))
     logger = logging.getLogger("nanobanana.headless")
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -85,6 +85,7 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
     on_unusable: Literal["keep", "regenerate"] = _knob("on_unusable")
     approve_above_usd: float | None = _knob("approve_above_usd")
     image_hosts: list[str] = _knob("image_hosts")
+    log_format: Literal["text", "json"] = _knob("log_format")
     alert_webhook: str | None = _knob("alert_webhook")
     alert_email: list[str] = _knob("alert_email")
     alert_smtp: str | None = _knob("alert_smtp")

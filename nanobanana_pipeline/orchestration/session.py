@@ -27,6 +27,8 @@ class Session:
     """The budget scope that the runs share; None: each run, or backfill, has its own."""
     ruling: Ruling | None = None
     """What the runs may pay for, when that was decided for all of them; None: each asks for itself."""
+    logs_to_file: bool = False
+    """Whether the engine's lines go where the process's logging leads; else to a run's own standard error."""
     failure: UserError | None = None
     """The first error that is the user's to mend; what follows from it is noise."""
 

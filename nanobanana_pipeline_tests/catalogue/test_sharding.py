@@ -3,14 +3,13 @@
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nanobanana_pipeline.catalogue.sharding import DEFAULT_SHARD_SIZE, shard_key
+from nanobanana_pipeline.catalogue.sharding import shard_key
 
 
 def test_keys_read_well() -> None:
     """People choose shards by name in Dagster's pages."""
     assert shard_key("spring", 12) == "spring-000012"
     assert shard_key("spring", 1_234_567) == "spring-1234567"
-    assert DEFAULT_SHARD_SIZE == 1000
 
 
 @given(st.text(), st.integers(0, 10**7))

@@ -1,7 +1,14 @@
 """What a running shard says of itself: enough to wait by, and never so much that it slows the run."""
 
 from nanobanana_pipeline.generation.tally import Tally
-from nanobanana_pipeline.orchestration.progress import Progress, duration, next_line_s, progress_line
+from nanobanana_pipeline.orchestration.metadata import Metadata
+from nanobanana_pipeline.orchestration.progress import (
+    Progress,
+    duration,
+    next_line_s,
+    next_observation_s,
+    progress_line,
+)
 
 
 def test_a_line_says_where_the_run_is_what_it_spent_and_when_it_ends() -> None:
@@ -35,7 +42,8 @@ def test_a_long_run_logs_tens_of_lines() -> None:
 def test_progress_is_told_every_second_and_logs_when_a_line_is_due() -> None:
     """The engine tells it every second, whatever Dagster can take."""
     logged: list[str] = []
-    progress = Progress(logged.append, total=10)
+    observed: list[Metadata] = []
+    progress = Progress(logged.append, observed.append, total=10)
     progress(Tally())
     assert logged == []
     progress.began -= 6
@@ -43,6 +51,21 @@ def test_progress_is_told_every_second_and_logs_when_a_line_is_due() -> None:
     progress(Tally(succeeded=6))
     assert len(logged) == 1
     assert logged[0].startswith("5/10 done")
+    assert observed == []
+    progress.began -= 6
+    progress(Tally(succeeded=6, cost_micros=500_000))
+    progress(Tally(succeeded=7))
+    (numbers,) = observed
+    assert (numbers["done"], numbers["items"], numbers["spent_usd"]) == (6, 10, 0.5)
+    assert 7 <= numbers["left_s"] <= 9
+
+
+def test_a_long_run_is_observed_a_score_of_times() -> None:
+    """Observations stay on the asset's page for good."""
+    count, elapsed = 0, 10.0
+    while elapsed < 24 * 3600:
+        count, elapsed = count + 1, next_observation_s(elapsed)
+    assert count <= 20
 
 
 def test_durations_are_read_at_a_glance() -> None:

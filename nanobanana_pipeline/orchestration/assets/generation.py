@@ -4,7 +4,7 @@ What a run does is `generation`'s; here is what Dagster hands it, what it is tol
 """
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -13,10 +13,13 @@ import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.journal import on_stderr
 from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError
 from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger.states import ItemState
+from nanobanana_pipeline.ledger.work import ShardWork
 from nanobanana_pipeline.orchestration import checks
 from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS, PROMPTS
 from nanobanana_pipeline.orchestration.failures import at_work
@@ -133,6 +136,10 @@ class _Run:
         )
         return options if ruling.refusal is None else replace(options, limit=0, rerun=None, resubmit_unknown=False)
 
+    def observed(self, numbers: Metadata) -> None:
+        """Show on the page of `results` where the run is, while it works."""
+        self.context.log_event(dg.AssetObservation("results", "at work", partition=self.shard, metadata=numbers))
+
     def reported(self, report: ShardReport) -> None:
         self.reports.append(report)
         self.session.reported(report)
@@ -190,7 +197,8 @@ def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
         context.instance.add_run_tags(context.run.run_id, GENERATION_TAGS)
         with at_work(context), run.endings(), nano_banana.open_workspace() as workspace:
             try:
-                report = _generate(run, workspace, nano_banana)
+                with nullcontext() if run.session.logs_to_file else on_stderr(workspace.settings.log_format):
+                    report = _generate(run, workspace, nano_banana)
             except (RunInterruptedError, UserError) as end:
                 yield from _observations(run, workspace, str(end))
                 raise
@@ -211,9 +219,9 @@ def _generate(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource) 
 
 def _run_shard(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource, ruling: Ruling) -> ShardReport:
     with nano_banana.provider(workspace) as access:
-        left = _left(workspace, run.shard)
+        left = _left(workspace, run.shard, run.config)
         run.context.log.info("%s: %d items to do, %s, at %s", run.shard, left, access.stamp.mode, access.stamp.origin)
-        progress = Progress(run.context.log.info, left)
+        progress = Progress(run.context.log.info, run.observed, left)
 
         def on_progress(tally: Tally) -> None:
             progress(tally)
@@ -230,8 +238,18 @@ def _run_shard(run: _Run, workspace: Workspace, nano_banana: NanoBananaResource,
         )
 
 
-def _left(workspace: Workspace, shard: str) -> int:
-    return sum(work.left for work in workspace.ledger.shard_work(shard=shard))
+def _left(workspace: Workspace, shard: str, config: GenerationConfig) -> int:
+    """Items that the run has to do with, as far as can be told before it."""
+    states = config.rerun.states if config.rerun is not None else ()
+    if config.resubmit_unknown:
+        states = (*states, ItemState.UNKNOWN)
+    found = workspace.ledger.shard_work(shard=shard)
+    left = sum(work.left + sum(work.states.get(state, 0) for state in states) for work in found)
+    return left if config.limit is None else min(left, config.limit + sum(_begun(work) for work in found))
+
+
+def _begun(work: ShardWork) -> int:
+    return sum(work.states.get(state, 0) for state in (ItemState.OPEN, ItemState.OVERDUE))
 
 
 def _observations(run: _Run, workspace: Workspace, why: str) -> list[dg.AssetObservation]:
@@ -291,7 +309,7 @@ def _numbers(workspace: Workspace, report: ShardReport) -> Metadata:
         **money("at_risk", stands.at_risk_micros),
         "items": counts_table(("status", "items"), stands.items),
         "failures": counts_table(("kind", "items"), stands.failures),
-        "duration_s": report.duration_s,
+        "duration_s": round(report.duration_s, 1),
         "duration": duration(report.duration_s),
         "output": dg.MetadataValue.path(workspace.output),
     }
