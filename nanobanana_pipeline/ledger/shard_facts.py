@@ -10,9 +10,10 @@ _items = schema.items
 _leases = schema.leases
 
 
-def count_items(connection: Connection, shard: str) -> int:
-    """All items of the shard, removed ones included: as many rows as it must have in `results`."""
-    return connection.execute(sa.select(sa.func.count()).where(_items.c.shard == shard)).scalar_one()
+def items_in(connection: Connection, shard: str) -> dict[str, tuple[str, int]]:
+    """All items of the shard by id, removed ones included, with prompt_id and sample: the rows of its `results`."""
+    query = sa.select(_items.c.item_id, _items.c.prompt_id, _items.c.sample).where(_items.c.shard == shard)
+    return {row.item_id: (row.prompt_id, row.sample) for row in connection.execute(query)}
 
 
 def shards_at_work(connection: Connection, now: int) -> set[str]:

@@ -5,16 +5,18 @@ means that whoever reads on would read something wrong; a warning means that som
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Self
 
 import dagster as dg
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
+from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.publishing import Row
 from nanobanana_pipeline.generation.workspace import Workspace
-from nanobanana_pipeline.ledger.shard_facts import count_items
+from nanobanana_pipeline.ledger.shard_facts import items_in
 from nanobanana_pipeline.orchestration import previews
 from nanobanana_pipeline.orchestration.metadata import counts_table, markdown_table
 from nanobanana_pipeline.orchestration.partitions import SHARDS
@@ -79,7 +81,9 @@ _RESULT_COLUMNS: Final = (
 )
 _IMAGE_COLUMNS: Final = ("prompt_id", "sample", "path", "bytes", "sha256")
 _SUMS: Final = ("cost_usd", "at_risk_usd", "total_tokens")
+_ATTEMPT_COLUMNS: Final = ("item_id", "prompt_id", "sample", *_SUMS)
 _SHOWN: Final = 50
+_NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class ShardTables:
     @classmethod
     def read(cls, tables: Tables, shard: str) -> Self:
         """Read them back."""
-        columns = {"results": _RESULT_COLUMNS, "images": _IMAGE_COLUMNS, "attempts": _SUMS}
+        columns = {"results": _RESULT_COLUMNS, "images": _IMAGE_COLUMNS, "attempts": _ATTEMPT_COLUMNS}
         return cls(
             **{name: tables.read(name, wanted, {"shard": shard}).to_pylist() for name, wanted in columns.items()}
         )
@@ -102,7 +106,7 @@ class ShardTables:
 def check_shard(workspace: Workspace, shard: str, written: ShardTables) -> list[dg.AssetCheckResult]:
     """All the verdicts on a shard."""
     with workspace.ledger.database.read() as connection:
-        items = count_items(connection, shard)
+        items = items_in(connection, shard)
     return [
         every_item_has_a_row(written.results, items),
         costs_agree(written.results, written.attempts),
@@ -112,14 +116,28 @@ def check_shard(workspace: Workspace, shard: str, written: ShardTables) -> list[
     ]
 
 
-def every_item_has_a_row(results: Sequence[Row], items: int) -> dg.AssetCheckResult:
-    """Whether there are as many rows, and as many different ones, as items."""
-    different = len({row["item_id"] for row in results})
+def every_item_has_a_row(results: Sequence[Row], items: Mapping[str, tuple[str, int]]) -> dg.AssetCheckResult:
+    """Whether each item (by id, with prompt_id and sample) has exactly one row, and no other has any."""
+    rows = Counter(row["item_id"] for row in results)
+    names = {row["item_id"]: (row["prompt_id"], row["sample"]) for row in results} | dict(items)
+    wrong = {
+        **dict.fromkeys(items.keys() - rows.keys(), "in the ledger, without a row"),
+        **dict.fromkeys(rows.keys() - items.keys(), "a row, but not in the ledger"),
+        **{item: f"{count} rows" for item, count in rows.items() if count > 1 and item in items},
+    }
     return _verdict(
         EVERY_ITEM_HAS_A_ROW,
-        passed=len(results) == different == items,
+        passed=not wrong,
         severity=dg.AssetCheckSeverity.ERROR,
-        metadata={"items": items, "rows": len(results), "different_items": different},
+        metadata={
+            "items": len(items),
+            "rows": len(results),
+            "wrong": markdown_table(
+                ("prompt_id", "sample", "what is wrong", "item_id"),
+                sorted((*names[item], what, item) for item, what in wrong.items()),
+                numbers=0,
+            ),
+        },
     )
 
 
@@ -130,8 +148,48 @@ def costs_agree(results: Sequence[Row], attempts: Sequence[Row]) -> dg.AssetChec
         COSTS_AGREE,
         passed=all(one == other for _, one, other in sums),
         severity=dg.AssetCheckSeverity.ERROR,
-        metadata={"sums": markdown_table(("sum of", "results", "attempts"), sums, numbers=2)},
+        metadata={
+            "sums": markdown_table(("sum of", "results", "attempts"), sums, numbers=2),
+            "differing": markdown_table(
+                ("prompt_id", "sample", "sum of", "results", "attempts"), _differing(results, attempts), numbers=2
+            ),
+        },
     )
+
+
+def _differing(results: Sequence[Row], attempts: Sequence[Row]) -> list[tuple[Any, ...]]:
+    """The items that are to blame, with their sums in both tables."""
+    rows: dict[str, tuple[list[Row], list[Row]]] = {}
+    for side, table in enumerate((results, attempts)):
+        for row in table:
+            rows.setdefault(row["item_id"], ([], []))[side].append(row)
+    return [
+        (*((ours or theirs)[0][key] for key in ("prompt_id", "sample")), name, _sum(ours, name), _sum(theirs, name))
+        for ours, theirs in rows.values()
+        for name in _SUMS
+        if _sum(ours, name) != _sum(theirs, name)
+    ]
+
+
+def refuse_wrong_tables(instance: dg.DagsterInstance) -> None:
+    """Raise `UserError` while the latest verdict of a blocking check on some shard is that its tables are wrong.
+
+    A failed blocking check only ends its own run; whatever reads the tables in another run has to ask for itself.
+    """
+    keys = [spec.key for spec in SHARD_CHECKS if spec.blocking]
+    failed = {
+        (info.partition_key or "", info.check_key.name)
+        for info in instance.event_log_storage.get_asset_check_partition_info(keys)
+        if info.latest_execution_status is AssetCheckExecutionRecordStatus.FAILED
+    }
+    if failed:
+        shards = sorted({shard for shard, _ in failed})
+        names = ", ".join(sorted({name for _, name in failed}))
+        more = " …" if len(shards) > _NAMED else ""
+        raise UserError(
+            f"the tables don't agree with the ledger for {', '.join(shards[:_NAMED])}{more} (failed: {names}): "
+            "materialise those shards again, which pays for nothing that is there, and then this"
+        )
 
 
 def files_exist(store: ImageStore, images: Sequence[Row]) -> dg.AssetCheckResult:

@@ -39,21 +39,31 @@ def shown(verdict: dg.AssetCheckResult, label: str) -> str:
 
 def test_an_item_without_a_row_is_an_error() -> None:
     """A prompt that nobody can account for is the one thing that must never happen."""
-    assert checks.every_item_has_a_row([result("a"), result("b")], 2).passed
-    for rows in ([result("a")], [result("a"), result("a")], [result("a"), result("b"), result("c")]):
-        verdict = checks.every_item_has_a_row(rows, 2)
+    items = {"item-a": ("a", 1), "item-b": ("b", 1)}
+    assert checks.every_item_has_a_row([result("a"), result("b")], items).passed
+    for names, wrong in (
+        ("a", "| b | 1 | in the ledger, without a row | item-b |"),
+        ("aab", "| a | 1 | 2 rows | item-a |"),
+        ("abc", "| c | 1 | a row, but not in the ledger | item-c |"),
+    ):
+        verdict = checks.every_item_has_a_row([result(name) for name in names], items)
         assert not verdict.passed
         assert verdict.severity is dg.AssetCheckSeverity.ERROR
+        assert wrong in shown(verdict, "wrong")
 
 
 def test_a_micro_dollar_of_difference_is_an_error() -> None:
     """A dashboard that doesn't match the bill is not believed again."""
     results = [result("a"), result("b", cost_usd=Decimal("0.010001"))]
-    attempt = {"cost_usd": Decimal("0.055001"), "at_risk_usd": None, "total_tokens": 2240}
-    assert checks.costs_agree(results, [attempt]).passed
-    verdict = checks.costs_agree(results, [{**attempt, "cost_usd": Decimal("0.055")}])
+    attempts = [result("a", at_risk_usd=None), result("b", cost_usd=Decimal("0.010001"))]
+    assert checks.costs_agree(results, attempts).passed
+    verdict = checks.costs_agree(results, [attempts[0], result("b", cost_usd=Decimal("0.010000"))])
     assert not verdict.passed
-    assert "0.055001 | 0.055000" in shown(verdict, "sums") or "0.055001 | 0.055 " in shown(verdict, "sums")
+    assert "0.055001 | 0.055000" in shown(verdict, "sums")
+    differing = shown(verdict, "differing")
+    assert "| b | 1 |" in differing
+    assert "| 0.010001 | 0.010000 |" in differing
+    assert "| a |" not in differing
 
 
 def test_files_that_are_missing_short_or_changed_are_found_and_named(tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def test_only_what_spends_nothing_is_on_by_itself() -> None:
         assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
 
 
+def test_only_what_is_free_goes_stale_or_is_made_by_itself() -> None:
+    """A red mark urges to click, and a condition clicks by itself: neither may lead to a bill."""
+    for name, spec in specs(build_defs()).items():
+        free = "Free" in str(spec.description)
+        assert free or (spec.freshness_policy is None and spec.automation_condition is None), name
+    assert specs(build_defs())["cost_report"].freshness_policy is not None
+
+
 def test_everything_says_what_it_is_and_what_it_costs() -> None:
     """People live in these pages, and don't read code."""
     defs = build_defs()

@@ -3,6 +3,8 @@
 from decimal import Decimal
 from pathlib import Path
 
+import dagster as dg
+
 from nanobanana_pipeline_tests.orchestration.conftest import Orchestra, rows
 
 
@@ -26,6 +28,23 @@ def test_reports_show_what_was_spent_and_made(orchestra: Orchestra) -> None:
     for name in ("cost_report", "gallery"):
         assert Path(str(told[name]["page"])).stat().st_size > 1000
     assert told["gallery"]["images"] == 3
+
+
+def test_no_page_is_written_over_tables_that_a_blocking_check_found_wrong(orchestra: Orchestra) -> None:
+    """The failed check ended its own run only; the report's run, which a sensor starts, has to hold back by itself."""
+    orchestra.pipeline.write(rows(2))
+    orchestra.refresh()
+    assert orchestra.generate().success
+    wrong = dg.AssetCheckEvaluation(
+        dg.AssetKey("attempts"), "costs_agree", passed=False, metadata={}, partition="cat-000000"
+    )
+    orchestra.instance.report_runless_asset_event(wrong)
+    result = orchestra.execute("report_costs")
+    assert not result.success
+    (failure,) = [event for event in result.all_events if event.is_step_failure and event.step_key == "gallery"]
+    assert "cat-000000" in str(failure.step_failure_data)
+    assert orchestra.generate().success
+    assert orchestra.execute("report_costs").success
 
 
 def test_reports_of_an_empty_workspace_are_empty(orchestra: Orchestra) -> None:

@@ -1,11 +1,13 @@
 """The assets that people read: costs by day, the cost report, the gallery. Derived from ledger and tables; free."""
 
+from datetime import timedelta
 from typing import Any, Final
 
 import dagster as dg
 
 from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS
 from nanobanana_pipeline.orchestration.assets.generation import ATTEMPTS, IMAGES, RESULTS
+from nanobanana_pipeline.orchestration.checks import refuse_wrong_tables
 from nanobanana_pipeline.orchestration.failures import at_work
 from nanobanana_pipeline.orchestration.metadata import MODE, money, table_definition, table_state
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource, mode_of
@@ -15,6 +17,9 @@ from nanobanana_pipeline.reporting.pages import write_cost_report, write_gallery
 
 GROUP: Final = "reporting"
 
+FRESHNESS: Final = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_window=timedelta(days=8))
+"""`daily_cost_report` keeps to it when it is on. Assets that cost money have none: nobody has to spend every day."""
+
 
 @dg.asset(
     deps=[ATTEMPTS],
@@ -22,6 +27,7 @@ GROUP: Final = "reporting"
     owners=OWNERS,
     kinds={"deltalake", "python"},
     metadata=table_definition("cost_daily"),
+    freshness_policy=FRESHNESS,
     description="What was spent on each UTC day, by catalogue, campaign, model and resolution, and what it bought. "
     "Made anew from the ledger each time, so late answers and corrections are in it. Free.",
 )
@@ -48,12 +54,14 @@ def cost_daily(context: dg.AssetExecutionContext, nano_banana: NanoBananaResourc
     group_name=GROUP,
     owners=OWNERS,
     kinds={"html", "python"},
+    freshness_policy=FRESHNESS,
     description="A page to open in a browser: what was spent, on what, what was wasted and what is at risk. One HTML "
     "file that loads nothing from elsewhere. Free.",
 )
 def cost_report(context: dg.AssetExecutionContext, nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     """Write the page anew."""
     with at_work(context), nano_banana.open_workspace() as workspace:
+        refuse_wrong_tables(context.instance)
         page = write_cost_report(workspace)
         return dg.MaterializeResult(metadata={MODE: mode_of(workspace), "page": dg.MetadataValue.path(page)})
 
@@ -63,12 +71,14 @@ def cost_report(context: dg.AssetExecutionContext, nano_banana: NanoBananaResour
     group_name=GROUP,
     owners=OWNERS,
     kinds={"html", "python"},
+    freshness_policy=FRESHNESS,
     description="A page to open in a browser: every image with its prompt, and every prompt without an image with "
     "the reason. Free.",
 )
 def gallery(context: dg.AssetExecutionContext, nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     """Write the page anew."""
     with at_work(context), nano_banana.open_workspace() as workspace:
+        refuse_wrong_tables(context.instance)
         page = write_gallery(workspace)
         sheet = contact_sheet(workspace)
         return dg.MaterializeResult(
