@@ -37,10 +37,17 @@ def demo_settings() -> "Settings":
     for name in ("NANOBANANA_API_KEY", "NANOBANANA_BASE_URL"):
         # Gone for the processes that are started from here, too.
         os.environ.pop(name, None)
-    settings = load_settings(api_key=None, base_url=None)
+    return show_the_sample(load_settings(api_key=None, base_url=None))
+
+
+def show_the_sample(settings: "Settings") -> "Settings":
+    """Without a catalogue of their own, let simulated processes that are started from here find the sample."""
     sample = _PROJECT / "data" / "catalogue"
     chosen = "NANOBANANA_CATALOGUE" in os.environ or Path(settings.catalogue).is_dir()
-    return settings if chosen or not sample.is_dir() else settings.model_copy(update={"catalogue": str(sample)})
+    if chosen or not settings.simulated or not sample.is_dir():
+        return settings
+    os.environ["NANOBANANA_CATALOGUE"] = str(sample)
+    return settings.model_copy(update={"catalogue": str(sample)})
 
 
 def demo_catalogue(settings: "Settings") -> str | None:

@@ -29,7 +29,7 @@ def dev(port: int, host: str) -> None:
     from nanobanana_pipeline.settings import load_settings
     from nanobanana_pipeline.simulator.shared import shared_simulator
 
-    settings = load_settings()
+    settings = environment.show_the_sample(load_settings())
     home = environment.set_dagster_home(settings)
     log = environment.local_output(settings) / "logs" / "dev.log"
     with ExitStack() as stack:

@@ -34,6 +34,10 @@ def build_defs(
     on. `session` is shared by all runs of this process. `resources` are added, or take the place of `nano_banana`.
     Further arguments go to `Definitions` in place of ours. Raises `UserError` when a setting is wrong.
     """
+    known = {"nano_banana": NanoBananaResource.from_settings(settings or load_settings()), **(resources or {})}
+    for resource in known.values():
+        if isinstance(resource, NanoBananaResource):
+            resource.refuse_secrets_by_value()
     parts: dict[str, Any] = {
         "assets": [
             catalogue.prompt_catalogue,
@@ -46,10 +50,7 @@ def build_defs(
         "jobs": (*JOBS, maintain_tables),
         "sensors": SENSORS,
         "schedules": SCHEDULES,
-        "resources": {
-            "nano_banana": NanoBananaResource.from_settings(settings or load_settings()),
-            **(resources or {}),
-        },
+        "resources": known,
         # In one process: another for each step costs seconds. A job's own executor would not reach the runs that
         # the Materialize button and backfills start, so it is set for all of them here.
         "executor": executor or dg.in_process_executor,

@@ -14,7 +14,8 @@ REPORT_COSTS: Final = "report_costs"
 
 refresh_catalogue = dg.define_asset_job(
     REFRESH_CATALOGUE,
-    selection=["prompts", "rejected_prompts"],
+    # Observed first: what is read is then known to be of the files as they are.
+    selection=["prompt_catalogue", "prompts", "rejected_prompts"],
     description="Read the catalogues again: check every row, enter new and edited prompts, list what is rejected. "
     "Free.",
 )

@@ -105,6 +105,16 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
                 values[name] = dg.EnvVar(f"NANOBANANA_{name.upper()}")
         return cls(**values)
 
+    def refuse_secrets_by_value(self) -> None:
+        """Raise `UserError` for a secret that is not given by its variable's name: the pages would show it."""
+        for name in _SECRETS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dg.EnvVar):
+                raise UserError(
+                    f"NanoBananaResource({name}=…) is a secret, and Dagster's pages show values: put it into an "
+                    f'environment variable, and give {name}=dg.EnvVar("ITS_NAME")'
+                )
+
     def settings(self) -> Settings:
         """The settings that a run works with. Raises `UserError` naming what is wrong."""
         values = {name: getattr(self, name) for name in Settings.model_fields}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -10,6 +11,7 @@ from pydantic import SecretStr, ValidationError
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.ledger import Stamp
+from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource, _account, mode_of
 from nanobanana_pipeline.settings import Settings, load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
@@ -55,6 +57,17 @@ def test_secrets_are_given_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a-secret-key" not in repr(resource)
     assert "a-password" not in repr(resource)
     assert "a-secret-key" not in repr(NanoBananaResource(api_key="a-secret-key"))
+
+
+@pytest.mark.parametrize("name", ["api_key", "ledger_url", "alert_webhook", "alert_smtp"])
+def test_a_secret_given_by_value_is_refused(name: str) -> None:
+    """It would be on the resource's page for everyone to read, and in Dagster's database for good."""
+    by_value: Any = {name: "a-secret-value"}
+    by_name: Any = {name: dg.EnvVar("MY_SECRET")}
+    with pytest.raises(UserError, match="EnvVar") as caught:
+        build_defs(resources={"nano_banana": NanoBananaResource(**by_value)})
+    assert "a-secret-value" not in str(caught.value)
+    assert build_defs(resources={"nano_banana": NanoBananaResource(**by_name)})
 
 
 def test_a_wrong_setting_names_its_variable() -> None:
