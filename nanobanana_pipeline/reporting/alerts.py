@@ -21,6 +21,8 @@ from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.states import AttemptState, Holding
 from nanobanana_pipeline.ledger.work import is_open_attempt
 from nanobanana_pipeline.model_specs.kinds import ErrorKind
+from nanobanana_pipeline.model_specs.loader import load_spec
+from nanobanana_pipeline.model_specs.pricing import reservation
 from nanobanana_pipeline.reporting.costs import shown
 from nanobanana_pipeline.reporting.story import count, duration
 from nanobanana_pipeline.settings import Settings
@@ -29,8 +31,8 @@ CAP_SHARES: Final = (50, 80, 100)
 """Percentages of a cap that are told of."""
 _REARM: Final = 10
 """A share that was told of counts as ceased only this many points below it: reservations come and go."""
-_MOST_SHARES_FULL: Final = 99
-"""From here on a cap is full: the last image seldom fits to the cent."""
+_FULL: Final = 99
+"""From here on a cap is reached, as it is when not even the cheapest image fits: the last seldom fits to the cent."""
 _WINDOW_S: Final = 3600
 _ENOUGH: Final = 20
 """Attempts that must have ended within the window before their error rate says anything."""
@@ -120,7 +122,9 @@ def conditions(ledger: Ledger, settings: Settings, known: frozenset[str] = froze
         runs = _runs_since(connection, now) if settings.budget_run_usd is not None else []
         ended = _ended_since(connection, now)
         held = _open_attempts(connection, now, settings.task_deadline_s)
-    today = datetime.fromtimestamp(now / 1000, UTC).date().isoformat()
+    today = datetime.fromtimestamp(now / 1000, UTC).date()
+    spec = load_spec(settings.model, settings.prices)
+    least = min(reservation(spec, 1, 0, resolution, today) for resolution in spec.resolutions)
     caps = {f"day:{today}": settings.budget_usd}
     if settings.budget_catalogue_usd is not None:
         names = [scope for scope in counters if scope.startswith("catalogue:")]
@@ -128,7 +132,11 @@ def conditions(ledger: Ledger, settings: Settings, known: frozenset[str] = froze
     if settings.budget_run_usd is not None:
         caps |= {f"run:{run}": settings.budget_run_usd for run in runs}
     return [
-        *(alert for scope, cap in caps.items() for alert in _of_cap(scope, cap, counters.get(scope, Holding()), known)),
+        *(
+            alert
+            for scope, cap in caps.items()
+            for alert in _of_cap(scope, cap, counters.get(scope, Holding()), least, known)
+        ),
         *_of_errors(ended, settings.alert_error_rate),
         *_of_account(ended),
         *_of_open(held, settings.task_deadline_s),
@@ -143,7 +151,7 @@ def _worst(alerts: Sequence[Alert]) -> list[Alert]:
 # --- conditions ------------------------------------------------------------------------------------------------------
 
 
-def _of_cap(scope: str, cap: Decimal, held: Holding, known: frozenset[str]) -> list[Alert]:
+def _of_cap(scope: str, cap: Decimal, held: Holding, least: int, known: frozenset[str]) -> list[Alert]:
     micros = int(cap.scaleb(6))
     kind, _, name = scope.partition(":")
     variable = {"day": "NANOBANANA_BUDGET_USD", "catalogue": "NANOBANANA_BUDGET_CATALOGUE_USD"}
@@ -156,9 +164,10 @@ def _of_cap(scope: str, cap: Decimal, held: Holding, known: frozenset[str]) -> l
     alerts: list[Alert] = []
     for share in CAP_SHARES:
         key = f"cap/{scope}/{share}"
-        begins = min(share, _MOST_SHARES_FULL)
-        if percent >= begins - (_REARM if key in known else 0):
-            alerts.append(Alert(key, text, share >= 100, {"scope": scope, "percent": round(percent, 1)}))  # noqa: PLR2004 - all of it
+        reached = share == CAP_SHARES[-1]
+        begins = (_FULL if reached else share) - (_REARM if key in known else 0)
+        if percent >= begins or (reached and sum(held) + least > micros):
+            alerts.append(Alert(key, text, reached, {"scope": scope, "percent": round(percent, 1)}))
     return alerts
 
 
@@ -201,8 +210,8 @@ def _of_open(held: Mapping[str, tuple[int, int]], deadline_s: int) -> list[Alert
     after = duration(deadline_s * 1000)
     told = {
         "unknown": (
-            "sent and never answered. They may have been billed, and are not sent again by themselves: nanobanana "
-            "unknown list"
+            "of unknown outcome: sent, and never answered. They may have been billed, and are not sent again by "
+            "themselves: nanobanana unknown list"
         ),
         "overdue": f"with a task that has not ended after {after}. Each run asks once more: nanobanana unknown list",
         "stale": f"open for more than {after}, and no worker is at work on them. The next run goes on: nanobanana run",

@@ -91,9 +91,7 @@ def _say_states(story: Story, states: Sequence[Mapping[str, Any]]) -> None:
     story.say(", ".join(f"{number:,} {_ENDS[state]}" for state, number in ends.items()) + ".")
     refusals = sum(row["resubmits"] for row in states)
     if refusals:
-        story.say(
-            f"Besides, the provider refused {count(refusals, 'submit')} that were sent again; those cost nothing."
-        )
+        story.say(f"Besides, {count(refusals, 'submit')} came back refused, at no cost, before a later one was taken.")
     story.figures |= {"states": ends, "refused_submits": refusals}
 
 

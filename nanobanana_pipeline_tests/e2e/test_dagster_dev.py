@@ -12,6 +12,7 @@ import pytest
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.e2e.dagster_dev import DagsterDev
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+from nanobanana_pipeline_tests.receivers import Receiver, web_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("dagster_dev")]
 
@@ -49,7 +50,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 
 @pytest.fixture(scope="module")
-def dagster(pipeline: Pipeline) -> Iterator[DagsterDev]:
+def receiver() -> Iterator[Receiver]:
+    """Where its alerts go."""
+    with web_server() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def dagster(pipeline: Pipeline, receiver: Receiver) -> Iterator[DagsterDev]:
     """Dagster with that pipeline, as its environment says."""
     settings = pipeline.settings
     environment = {
@@ -57,6 +65,8 @@ def dagster(pipeline: Pipeline) -> Iterator[DagsterDev]:
         "NANOBANANA_BASE_URL": pipeline.simulator.base_url,
         "NANOBANANA_OUTPUT": settings.output,
         "NANOBANANA_CATALOGUE": settings.catalogue,
+        "NANOBANANA_BUDGET_USD": "2",
+        "NANOBANANA_ALERT_WEBHOOK": receiver.url,
     }
     with DagsterDev(pipeline.folder / "dagster", environment) as dagster:
         run = dagster.materialize(["prompts", "rejected_prompts"])
@@ -172,7 +182,7 @@ def test_a_backfill_is_one_run_a_shard(dagster: DagsterDev, pipeline: Pipeline) 
 
 
 @pytest.mark.timeout(600)
-def test_with_its_sensors_on_nobody_has_to_click(dagster: DagsterDev, pipeline: Pipeline) -> None:
+def test_with_its_sensors_on_nobody_has_to_click(dagster: DagsterDev, pipeline: Pipeline, receiver: Receiver) -> None:
     """A file that is dropped in becomes images and reports, though its run is killed half-way, and is paid for once."""
 
     def submitted() -> int:
@@ -200,6 +210,17 @@ def test_with_its_sensors_on_nobody_has_to_click(dagster: DagsterDev, pipeline: 
         )
 
     dagster.wait_for("the gallery", shown, 120)
+
+    # Far more than the day's budget has room for: what fits is made, the rest waits, and a person is told.
+    rows = [{"prompt_id": f"w{n}", "prompt": f"wrens, number {n}", "resolution": "0.5K"} for n in range(50)]
+    pipeline.write(rows, "wrens")
+
+    def told() -> bool:
+        return any(alert["key"].endswith("/100") for body in receiver.bodies for alert in body["alerts"])
+
+    dagster.wait_for("the alert that the cap is reached", told, 240)
+    assert pipeline.simulator.api_key not in str(receiver.bodies)
+    pipeline.assert_books_agree()
 
 
 def test_the_key_is_nowhere(dagster: DagsterDev, pipeline: Pipeline) -> None:
