@@ -1,5 +1,7 @@
 """What can be typed into the launchpad, and what is refused before it makes a run."""
 
+from typing import Any
+
 import dagster as dg
 import pytest
 from dagster import DagsterInvalidConfigError
@@ -61,7 +63,7 @@ def test_every_field_has_a_default_and_says_what_it_does() -> None:
         ({"retry_failed": True, "regenerate": True}, Rerun.REGENERATE),
     ],
 )
-def test_what_is_paid_for_again(options: dict[str, bool], rerun: Rerun | None) -> None:
+def test_what_is_paid_for_again(options: dict[str, Any], rerun: Rerun | None) -> None:
     """To regenerate is the wider wish: it includes what failed."""
     assert GenerationConfig(**options).rerun is rerun
 
