@@ -22,7 +22,7 @@ from nanobanana_pipeline.generation.staleness import shards_of_other_attempts
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import statement
 from nanobanana_pipeline.ledger.ledger import Ledger
-from nanobanana_pipeline.ledger.registration import Registration
+from nanobanana_pipeline.ledger.registration import GONE, Registration
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 from nanobanana_pipeline.settings import Settings
 
@@ -122,6 +122,8 @@ def refresh(workspace: Workspace, names: Sequence[str] | None = None) -> Refresh
             _publish_rejected(workspace, registration.catalogue, io.BytesIO())
             for shard in sorted(registration.shards):
                 publish_shard(workspace, shard)
+            # Last of all, as for a catalogue that is there: killed before, it is done again.
+            workspace.ledger.seal(registration.catalogue, GONE)
     report.shards = [work.shard for work in workspace.ledger.shard_work()]
     return report
 

@@ -31,6 +31,8 @@ _catalogues = schema.catalogues
 
 # SQLite takes at most 32,766 bound parameters; shorter lists also plan faster.
 _IDS_A_QUERY = 500
+GONE = "gone"
+"""The fingerprint of a catalogue that is no longer there."""
 _HAS_OPEN_ATTEMPT = (ItemState.OPEN, ItemState.UNKNOWN, ItemState.OVERDUE)
 
 
@@ -94,19 +96,22 @@ def register(
 
 
 def deactivate_missing(database: Database, present: Sequence[str]) -> list[Registration]:
-    """Mark every item of catalogues that are no longer there as inactive; their results and costs stay."""
+    """Mark every item of catalogues that are no longer there as inactive; their results and costs stay.
+
+    A catalogue is reported until it is sealed as `GONE`, when its tables are written as well.
+    """
     reports: list[Registration] = []
     with database.write() as connection:
-        names = connection.execute(sa.select(_catalogues.c.catalogue).order_by(_catalogues.c.catalogue)).scalars().all()
-        for name in names:
-            if name in present:
+        rows = connection.execute(sa.select(_catalogues).order_by(_catalogues.c.catalogue)).all()
+        for row in rows:
+            name = row.catalogue
+            if name in present or row.fingerprint == GONE:
                 continue
             gone = (_items.c.catalogue == name) & _items.c.active
             shards = set(connection.execute(sa.select(_items.c.shard).where(gone).distinct()).scalars())
-            if shards:
-                removed = connection.execute(_items.update().where(gone).values(active=False)).rowcount
-                reports.append(Registration(name, removed=removed, shards=shards))
-                connection.execute(_catalogues.update().where(_catalogues.c.catalogue == name).values(fingerprint=None))
+            removed = connection.execute(_items.update().where(gone).values(active=False)).rowcount
+            reports.append(Registration(name, removed=removed, shards=shards))
+            connection.execute(_catalogues.update().where(_catalogues.c.catalogue == name).values(fingerprint=None))
     return reports
 
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.staleness import stale_shards
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
@@ -34,3 +35,19 @@ def test_a_missing_table_is_made_again(pipeline: Pipeline) -> None:
         shutil.rmtree(Path(workspace.tables.uri("images")))
         mend_tables(workspace)
         assert pipeline.table("images") == [image]
+
+
+def test_a_removed_catalogue_whose_tables_were_never_written_is_written(pipeline: Pipeline) -> None:
+    """A process killed right after marking its items left `prompts` showing them as active for good."""
+    path = pipeline.write([{"prompt_id": "p", "prompt": "a picture"}])
+    pipeline.refresh()
+    path.unlink()
+    with pipeline.open() as workspace:
+        workspace.ledger.deactivate_missing([])
+    assert [row["active"] for row in pipeline.table("prompts")] == [True]
+    pipeline.refresh()
+    assert [row["active"] for row in pipeline.table("prompts")] == [False]
+    with pipeline.open() as workspace:
+        version = workspace.tables.version("prompts")
+        refresh(workspace)
+        assert workspace.tables.version("prompts") == version

@@ -87,6 +87,13 @@ class TwoWorkers(RuleBasedStateMachine):
                 then = ItemState.PENDING if again else ItemState.FAILED
                 postings.move(attempt, S.ABANDONED, then=then)
 
+    @rule(attempt=attempts, cost=st.sampled_from(COSTS))
+    def invoice_arrives(self, attempt: Attempt | None, cost: int) -> None:
+        """An invoice, or another price list, says what an attempt did cost."""
+        if attempt is not None:
+            with self.ledger.posting() as postings:
+                postings.correct(attempt.attempt_id, cost, "invoice")
+
     @rule(target=attempts, name=st.sampled_from(["one", "two"]))
     def die_and_be_succeeded(self, name: str) -> object:
         """A worker dies; its successor takes over what it left open."""
@@ -133,7 +140,13 @@ class TwoWorkers(RuleBasedStateMachine):
         """Money that is counted twice, or not at all, is a cap that does not hold."""
         total = [0, 0, 0]
         for row in self._rows(schema.attempts):
-            held = holding(S(row.state), row.reserved_micros, row.cost_micros)
+            invoiced = row.cost_source == "invoice"
+            # An invoice ends the doubt about what was given up.
+            held = (
+                Holding(spent=row.cost_micros)
+                if invoiced
+                else holding(S(row.state), row.reserved_micros, row.cost_micros)
+            )
             assert row.at_risk_micros == held.at_risk
             total = [mine + theirs for mine, theirs in zip(total, held, strict=True)]
         assert list(self._day()) == total

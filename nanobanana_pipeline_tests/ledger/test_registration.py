@@ -1,6 +1,7 @@
 """Catalogues in the book: nobody moves, nothing paid is forgotten, and what can't be read isn't taken for removed."""
 
 from nanobanana_pipeline.ledger.ledger import Ledger
+from nanobanana_pipeline.ledger.registration import GONE
 from nanobanana_pipeline.ledger.states import AttemptState, ItemState
 from nanobanana_pipeline.ledger.work import candidates
 from nanobanana_pipeline_tests.ledger.books import admitted, enter, prompt, waiting
@@ -97,4 +98,7 @@ def test_a_catalogue_that_is_gone_keeps_its_rows_inactive(ledger: Ledger) -> Non
     (report,) = ledger.deactivate_missing(["other"])
     assert (report.catalogue, report.removed, report.shards) == ("cat", 1, {"cat-000000"})
     assert waiting(ledger) == []
+    # Killed before its tables were written: it is told of again, until they are.
+    assert [again.removed for again in ledger.deactivate_missing(["other"])] == [0]
+    ledger.seal("cat", GONE)
     assert ledger.deactivate_missing(["other"]) == []
