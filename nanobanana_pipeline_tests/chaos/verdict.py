@@ -19,6 +19,8 @@ from typing import Any
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline_tests.chaos.faults import NOT_DELIVERABLE
 
+_MORE_THAN_SHOWN = {"several_images", "no_output"}
+"""Two images billed and none delivered: the answer's tokens can't tell, and only an invoice can."""
 _LOSES_ITS_ANSWER = {"answer_lost", "gateway_504", "no_id_200", "undecodable_200"}
 
 
@@ -86,10 +88,15 @@ def _money(
     by_id = {row["attempt_id"]: row for row in attempts}
     billed = {row["idempotency_key"]: Decimal(row["cost_usd"]) for row in book if row["event"] == "billed"}
     images = {row["idempotency_key"]: max(1, row["images"]) for row in book if row["event"] == "billed"}
+    undelivered = {
+        row["idempotency_key"] for row in book if row["event"] == "accepted" and _faults(row) >= _MORE_THAN_SHOWN
+    }
     for attempt_id, cost in billed.items():
         attempt = by_id.get(attempt_id)
         if attempt is None:
             verdict.fail(f"billed, and in no row: attempt {attempt_id}")
+        elif attempt_id in undelivered and 0 < attempt["cost_usd"] < cost:
+            verdict.figures["billed for more images than were shown"] += 1
         elif attempt["at_risk_usd"] == 0 and attempt["cost_usd"] != cost:
             verdict.fail(f"attempt {attempt_id} ({attempt['state']}) says {attempt['cost_usd']}, the book {cost}")
         elif attempt["at_risk_usd"] and attempt["at_risk_usd"] * images[attempt_id] < cost:
