@@ -90,7 +90,7 @@ def test_most_runs_take_as_long_as_was_forecast() -> None:
         actual = _makespan(provider.latencies(int(provider.items(items)[1].sum())), 32)
         return found.duration_s.p10 <= actual <= found.duration_s.p90
 
-    assert 0.7 <= _coverage(200, seen=300, items=400, in_flight=32, latencies=300, hit=hit) <= 0.87
+    assert 0.74 <= _coverage(200, seen=300, items=400, in_flight=32, latencies=300, hit=hit) <= 0.86
 
 
 def test_the_same_question_has_the_same_answer() -> None:
