@@ -109,7 +109,6 @@ class Delivery:
     async def _one(self, attempt: Attempt, request: Request, url: str, n: int) -> dict[str, Any] | Fault:
         """One image from one URL, with every try that the URL deserves."""
         loop = asyncio.get_running_loop()
-        bad_images = 0
         fault = Fault("not tried", lasting=False)
         for attempt_number in range(1, self._patience.download_tries + 1):
             async with self._slots:
@@ -120,8 +119,7 @@ class Delivery:
                     )
                     if not isinstance(stored, BadImage):
                         return stored
-                    bad_images += 1
-                    if bad_images == self._patience.bad_image_tries:
+                    if attempt_number == self._patience.download_tries:
                         kept = await loop.run_in_executor(
                             self._executor, self._images.set_aside, attempt.attempt_id, answer.data
                         )
