@@ -149,7 +149,7 @@ import sys
 from nanobanana_pipeline.cli import main
 from nanobanana_pipeline.generation import intake
 
-def check(*_):
+def check(*_, **__):
     raise ZeroDivisionError("with sk-secret-0123456789 in it")
 
 intake.check = check

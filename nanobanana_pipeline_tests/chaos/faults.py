@@ -13,10 +13,9 @@ MIX: list[dict[str, Any]] = [
     {"fault": "refused_400_moderation", "rate": 0.01},
     {"fault": "fast_path", "rate": 0.02},
     {"fault": "failed", "rate": 0.03},
-    # On other prompts than several images: what is charged for two that were never shown, nobody but an invoice tells.
-    {"fault": "text_only", "rate": 0.02, "bucket": 0, "buckets": 2},
-    {"fault": "no_output", "rate": 0.01, "bucket": 0, "buckets": 2},
-    {"fault": "several_images", "rate": 0.02, "bucket": 1, "buckets": 2},
+    {"fault": "text_only", "rate": 0.01},
+    {"fault": "no_output", "rate": 0.005},
+    {"fault": "several_images", "rate": 0.01},
     {"fault": "usage_absent", "rate": 0.02},
     {"fault": "usage_cost", "rate": 0.02},
     {"fault": "slow_task", "rate": 0.01, "seconds": 6},

@@ -70,6 +70,7 @@ def test_the_terminal_closes_on_a_run_in_progress(
 
     ended = finish(process, number=signal.SIGHUP)
     assert ended.code == 128 + signal.SIGHUP
+    assert dagster.url in ended.err
     assert processes_with(mark) == []
     with DagsterInstance.from_config(str(here.folder / "home")) as instance:
         run = instance.get_run_by_id(run_id)
@@ -80,11 +81,10 @@ def test_the_terminal_closes_on_a_run_in_progress(
 
 def test_it_ends_as_a_whole_without_a_key(tmp_path: Path, dev: Dev) -> None:
     """With no key it starts a simulator of its own, which must go with it."""
-    dagster, process, mark = dev(Place(tmp_path))
+    _, process, mark = dev(Place(tmp_path))
     assert any("nanobanana_pipeline.simulator" in command for command in processes_with(mark))
     ended = finish(process, number=signal.SIGTERM)
     assert ended.code == 128 + signal.SIGTERM
-    assert dagster.url in ended.err
     assert processes_with(mark) == []
 
 

@@ -32,13 +32,14 @@ class Proxy:
         with self._lock:
             ends, listener = [*self._open], self._listener
             self._open.clear()
-            self._listener = None
         for end in [*ends, *([listener] if listener else [])]:
             # Its thread wakes from waiting, and closes it.
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         if listener:
             listener.close()
+        # Last: whoever sees it cut may want the same port again at once.
+        self._listener = None
 
     @property
     def is_cut(self) -> bool:
