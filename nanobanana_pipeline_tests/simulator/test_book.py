@@ -203,12 +203,14 @@ def test_a_row_torn_by_a_crash_spoils_no_other(tmp_path: Path) -> None:
 
 def test_the_book_is_right_when_asked_for(talk: Talk, prompt: str) -> None:
     """Due is due: the answer must not depend on whether a timer came first."""
+    # Other tests share the simulator, and a task of theirs may never end.
+    before = talk.simulator.stats()["in_flight"]
     task_ids = [talk.accepted(f"{prompt} {number}") for number in range(30)]
     talk.simulator.advance(LONG_S)
     billed = {row["task_id"] for row in talk.simulator.book if row["event"] == "billed"}
 
     assert billed >= set(task_ids)
-    assert talk.simulator.stats()["in_flight"] == 0
+    assert talk.simulator.stats()["in_flight"] <= before
 
 
 def test_the_sum_of_the_book_is_the_sum_of_the_stats(talk: Talk, prompt: str) -> None:
