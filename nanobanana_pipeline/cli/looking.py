@@ -11,6 +11,7 @@ from nanobanana_pipeline.cli.console import clock, counted, dollars, say, say_js
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.generation.standing import ShardProgress, Standing
+    from nanobanana_pipeline.ledger.states import Holding
     from nanobanana_pipeline.settings import Settings
 
 _WATCH_EVERY_S = 2.0
@@ -144,23 +145,23 @@ def _say_standing(now: "Standing", settings: "Settings") -> None:
         )
         shards = counted(catalogue.shards, "shard")
         say(f"  {catalogue.name}: {counts or 'no items'} ({shards}, {catalogue.shards_with_work:,} with work left)")
+    say(f"  in all: {_shown_money(now.held)}")
     for cap in now.caps:
-        held = cap.held
-        parts = [
-            f"{dollars(held.spent)} spent",
-            f"{dollars(held.reserved)} reserved",
-            f"{dollars(held.at_risk)} at risk",
-        ]
-        say(f"  {cap.scope}: {', '.join(parts)}" + (f" of {dollars(cap.cap)}" if cap.cap is not None else ""))
+        of_cap = f" of {dollars(cap.cap)}" if cap.cap is not None else ""
+        say(f"  {cap.scope}: {_shown_money(cap.held)}{of_cap}")
     if now.undecided_micros:
         say(f"  at risk until you decide: {dollars(now.undecided_micros)}; see nanobanana unknown list")
-    if given_up := now.at_risk_micros - now.undecided_micros:
+    if given_up := now.held.at_risk - now.undecided_micros:
         say(f"  at risk until the invoice tells, for what was given up: {dollars(given_up)}; see nanobanana reconcile")
     for worker in now.workers:
         state = f"has died at work on {worker.shard}; the next run takes over"
         if not worker.dead:
             state = f"at work on {worker.shard}: {_shown_progress(worker.progress)}"
         say(f"  worker {worker.host}/{worker.pid} (run {worker.run_id[:8]}) {state}")
+
+
+def _shown_money(held: "Holding") -> str:
+    return f"{dollars(held.spent)} spent, {dollars(held.reserved)} reserved, {dollars(held.at_risk)} at risk"
 
 
 def _shown_progress(progress: "ShardProgress") -> str:
@@ -180,7 +181,9 @@ def _as_json(now: "Standing", settings: "Settings") -> dict[str, Any]:
         "origin": now.stamp.origin if now.stamp else None,
         "output": settings.workspace,
         "items": now.items,
-        "at_risk_usd": usd_text(now.at_risk_micros),
+        "cost_usd": usd_text(now.held.spent),
+        "reserved_usd": usd_text(now.held.reserved),
+        "at_risk_usd": usd_text(now.held.at_risk),
         "undecided_usd": usd_text(now.undecided_micros),
         "catalogues": [
             {

@@ -113,7 +113,7 @@ def reconcile(
 
     \b
     Exit codes:
-      0  everything matches
+      0  everything matches, or was corrected
       1  the invoice could not be read
       3  something differs, or is missing here or there
     """

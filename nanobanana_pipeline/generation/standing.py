@@ -96,9 +96,10 @@ class Standing:
     catalogues: list[CatalogueStanding]
     caps: list[CapStanding]
     workers: list[WorkerStanding]
-    at_risk_micros: int
+    held: Holding
+    """What was spent, is reserved and is at risk, over all days."""
     undecided_micros: int
-    """What of it is at risk for attempts that a person may still decide about; the others were given up."""
+    """What is at risk for attempts that a person may still decide about; the others were given up."""
 
     @property
     def items(self) -> dict[str, int]:
@@ -121,6 +122,7 @@ def standing(ledger: Ledger, settings: Settings) -> Standing:
         undecided = sum(attempt.holding.at_risk for attempt in open_attempts(connection, states=HELD_STATES))
         rows: list[Any] = list(connection.execute(sa.select(schema.leases).order_by(schema.leases.c.acquired_at)))
         progress = {row.owner: _progress(connection, row, shards.get(row.shard), now) for row in rows}
+    # Every attempt counts to one day, so the days together are all there is.
     days = [holding for scope, holding in counters.items() if scope.startswith("day:")]
     return Standing(
         stamp=ledger.stamp,
@@ -139,8 +141,7 @@ def standing(ledger: Ledger, settings: Settings) -> Standing:
             )
             for row in rows
         ],
-        # Every attempt counts to one day, so the days together are all there is.
-        at_risk_micros=sum(holding.at_risk for holding in days),
+        held=Holding(*map(sum, zip(*days, strict=True))),
         undecided_micros=undecided,
     )
 

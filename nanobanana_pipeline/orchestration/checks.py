@@ -1,7 +1,7 @@
 """Asset checks: what must hold of the tables and files that were just written, and what a person should look at.
 
-They run inside the step that writes, over exactly what it wrote, so that each shard has a verdict of its own. An error
-means that whoever reads on would read something wrong; a warning means that someone should look.
+They run inside the step that writes or observes, over exactly what it saw, so that each shard has a verdict of its own.
+An error means that whoever reads on would read something wrong; a warning means that someone should look.
 """
 
 from collections import Counter
@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any, Final, Self
 
 import dagster as dg
+import pyarrow.compute as pc
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from nanobanana_pipeline.errors import UserError
@@ -20,6 +21,7 @@ from nanobanana_pipeline.ledger.shard_facts import items_in
 from nanobanana_pipeline.orchestration import previews
 from nanobanana_pipeline.orchestration.metadata import counts_table, markdown_table
 from nanobanana_pipeline.orchestration.partitions import SHARDS
+from nanobanana_pipeline.reporting.reconcile import Status
 from nanobanana_pipeline.storage.images import ImageStore
 from nanobanana_pipeline.storage.tables import Tables
 
@@ -72,6 +74,14 @@ NO_REJECTED_PROMPTS: Final = dg.AssetCheckSpec(
     description="Every row of the catalogues can be generated. Rejected rows are listed with what is wrong with them.",
 )
 
+INVOICES_AGREE: Final = dg.AssetCheckSpec(
+    "invoices_agree",
+    asset="reconciliation",
+    description="Every line of every invoice that was held against the books has its attempt and the same amount, and "
+    "no paid attempt of its period is missing on it. What drifts is listed, the largest differences first: take it up "
+    "with the provider, or give the invoice the last word with `nanobanana reconcile INVOICE.csv --correct`.",
+)
+
 SHARD_CHECKS: Final = (EVERY_ITEM_HAS_A_ROW, COSTS_AGREE, FILES_EXIST, FEW_ERRORS, NO_UNKNOWN_OUTCOMES)
 
 
@@ -80,6 +90,10 @@ _RESULT_COLUMNS: Final = (
     *("cost_usd", "at_risk_usd", "total_tokens", "error_kind", "error_code", "error_message"),
 )
 _IMAGE_COLUMNS: Final = ("prompt_id", "sample", "path", "bytes", "sha256")
+_INVOICE_COLUMNS: Final = (
+    *("invoice", "source_line", "status", "task_id", "day"),
+    *("invoice_usd", "ledger_usd", "difference_usd", "note"),
+)
 _SUMS: Final = ("cost_usd", "at_risk_usd", "total_tokens")
 _ATTEMPT_COLUMNS: Final = ("item_id", "prompt_id", "sample", *_SUMS)
 _SHOWN: Final = 50
@@ -259,6 +273,26 @@ def rejected_prompts(tables: Tables) -> dg.AssetCheckResult:
             "rejected": len(rules),
             "by_rule": counts_table(("rule", "rows"), Counter(rules)),
             "rows": _listing(rejected.slice(0, _SHOWN).to_pylist(), columns, of=len(rules)),
+        },
+    )
+
+
+def invoices_agree(tables: Tables) -> dg.AssetCheckResult:
+    """Whether no line of any invoice drifts from the books."""
+    drift = pc.field("status") != Status.MATCHED.value
+    rows: list[Row] = tables.read("reconciliation", _INVOICE_COLUMNS, drift).to_pylist()
+    rows.sort(key=lambda row: -abs(row["difference_usd"] or 0))
+    by_status = Counter((row["invoice"], row["status"]) for row in rows)
+    return _verdict(
+        INVOICES_AGREE,
+        passed=not rows,
+        metadata={
+            "drifting": len(rows),
+            "difference_usd": float(_sum(rows, "difference_usd")),
+            "by_status": markdown_table(
+                ("invoice", "status", "lines"), [(*key, count) for key, count in sorted(by_status.items())]
+            ),
+            "rows": _listing(rows, _INVOICE_COLUMNS),
         },
     )
 

@@ -44,6 +44,7 @@ def build_defs(
             catalogue.prompts,
             build_generation(session),
             reporting.cost_daily,
+            reporting.reconciliation,
             reporting.cost_report,
             reporting.gallery,
         ],

@@ -29,8 +29,9 @@ generate_images = dg.define_asset_job(
 
 report_costs = dg.define_asset_job(
     REPORT_COSTS,
-    selection=["cost_daily", "cost_report", "gallery"],
-    description="Bring the costs by day, the cost report and the gallery up to date. Free.",
+    selection=["cost_daily", "cost_report", "gallery", "reconciliation"],
+    description="Bring the costs by day, the cost report and the gallery up to date, and look whether invoices drift "
+    "from the books. Free.",
 )
 
 JOBS: Final = (refresh_catalogue, generate_images, report_costs)

@@ -92,7 +92,7 @@ def _of_money(now: Standing) -> Iterator[Metric]:
         if cap.cap is not None:
             caps.add_metric([scope], cap.cap / _USD)
     risk = GaugeMetricFamily("nanobanana_at_risk_usd", "Money at risk in all: it may have been billed.")
-    risk.add_metric([], now.at_risk_micros / _USD)
+    risk.add_metric([], now.held.at_risk / _USD)
     yield from (held, caps, risk)
 
 

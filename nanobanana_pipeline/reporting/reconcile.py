@@ -25,7 +25,7 @@ from nanobanana_pipeline.ledger import budget, schema
 from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.model_specs.pricing import Usage, cost_of
 from nanobanana_pipeline.model_specs.spec import ModelSpec
-from nanobanana_pipeline.reporting.costs import cell, publish_cost_daily, shown
+from nanobanana_pipeline.reporting.costs import publish_cost_daily, shown
 from nanobanana_pipeline.reporting.invoice import Invoice, InvoiceLine, by_task, day_of, load_mapping, read_invoice
 
 _attempts = schema.attempts
@@ -49,10 +49,11 @@ class Status(StrEnum):
 
 @dataclass(slots=True)
 class Reconciliation:
-    """An invoice held against the ledger. Money is in micro-dollars; `rows` are those of the table `reconciliation`.
+    """An invoice held against the ledger, as it was before any correction. Money is in micro-dollars.
 
     `invoice_micros` leaves out duplicates, `ledger_micros` and `list_micros` are sums over the attempts that the
-    invoice is about. `corrected` counts the attempts whose cost was set to the invoice's.
+    invoice is about. `corrected` counts the attempts whose cost was set to the invoice's, `left` the lines and attempts
+    that someone has still to see to. `rows` are in the columns of the table `reconciliation`.
     """
 
     invoice: str
@@ -64,6 +65,7 @@ class Reconciliation:
     ledger_micros: int = 0
     list_micros: int = 0
     corrected: int = 0
+    left: int = 0
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -73,8 +75,8 @@ class Reconciliation:
 
     @property
     def ok(self) -> bool:
-        """Whether every line and every paid attempt has its match, and no line could not be read."""
-        return not self.unreadable and set(+self.counts) <= {Status.MATCHED}
+        """Whether every line and every paid attempt has its match now, and no line could not be read."""
+        return not self.left
 
     @property
     def examples(self) -> list[Row]:
@@ -98,24 +100,6 @@ class Reconciliation:
             "corrected": self.corrected,
         }
 
-    @property
-    def markdown(self) -> str:
-        """The result in a few lines."""
-        sums = (
-            f"Invoice {shown(self.invoice_micros)}, ledger {shown(self.ledger_micros)}, price list "
-            f"{shown(self.list_micros)}: the invoice has {shown(self.difference_micros)} more."
-        )
-        lines = [
-            f"**{cell(self.invoice)}: {'everything matches' if self.ok else 'there are differences'}**",
-            "",
-            "| | lines or attempts |",
-            "| --- | ---: |",
-            *(f"| {status.value.replace('_', ' ')} | {self.counts[status]:,} |" for status in Status),
-            "",
-            sums,
-        ]
-        return "\n".join(lines)
-
 
 def reconcile(
     workspace: Workspace,
@@ -129,22 +113,35 @@ def reconcile(
 
     An invoice that names tasks is matched line by line, one that does not day by day (UTC). `tolerance_usd` is what a
     line may differ by; by default half of the last digit that the invoice has. With `correct` the invoice has the last
-    word: closed attempts get its amounts (`cost_source` is `invoice`), and the tables are written anew. Raises
-    `UserError` for a file or mapping that can't be read.
+    word: closed attempts get its amounts (`cost_source` is `invoice`), and the tables are written anew. The
+    report is then of what there was before, the table of what there is since. Raises `UserError` for a file or mapping
+    that can't be read.
     """
     read = read_invoice(invoice, load_mapping(mapping))
     tolerance = read.rounding_micros if tolerance_usd is None else int(tolerance_usd.scaleb(6))
-    report = Reconciliation(read.name, tolerance, summaries=len(read.summaries))
+    report = _hold(workspace, read, tolerance)
+    rows = report.rows
+    if correct and read.has_tasks:
+        corrected = _correct(workspace, report)
+        rows = _hold(workspace, read, tolerance).rows
+        for row in rows:
+            if row.get("attempt_id") in corrected:
+                row["note"] = f"corrected: it stood here with {shown(corrected[row['attempt_id']])}"
+    report.left = sum(row["status"] != Status.MATCHED for row in rows)
+    replace_rows(workspace, "reconciliation", {"invoice": read.name}, lambda: rows)
+    return report
+
+
+def _hold(workspace: Workspace, invoice: Invoice, tolerance_micros: int) -> Reconciliation:
+    """Hold the lines against the ledger as it is now."""
+    report = Reconciliation(invoice.name, tolerance_micros, summaries=len(invoice.summaries))
     now = time.time_ns() // 1000
     with workspace.ledger.database.read() as connection:
-        make = _by_task if read.has_tasks else _by_day
-        for row in make(connection, workspace.spec, read, report):
-            report.rows.append({"invoice": read.name, "reconciled_at": now, **row})
+        make = _by_task if invoice.has_tasks else _by_day
+        for row in make(connection, workspace.spec, invoice, report):
+            report.rows.append({"invoice": invoice.name, "reconciled_at": now, **row})
     report.rows.sort(key=lambda row: (row["source_line"] is None, row["source_line"] or 0))
     _sum_up(report)
-    if correct and read.has_tasks:
-        _correct(workspace, report)
-    replace_rows(workspace, "reconciliation", {"invoice": read.name}, lambda: report.rows)
     return report
 
 
@@ -387,20 +384,27 @@ def _whole(money: Decimal | None) -> int:
     return int((money or Decimal(0)).scaleb(6))
 
 
-def _correct(workspace: Workspace, report: Reconciliation) -> None:
-    """Set the cost of every attempt that the invoice names to what it names, and write its shard's tables anew."""
+def _correct(workspace: Workspace, report: Reconciliation) -> dict[str, int]:
+    """Set the cost of every attempt that the invoice names to what it names, and write its shard's tables anew.
+
+    Returns what the corrected attempts cost before.
+    """
     amounts: Counter[str] = Counter()
+    before: Counter[str] = Counter()
     for row in report.rows:
-        if row["status"] in {Status.MATCHED, Status.AMOUNT_DIFFERS} and row.get("attempt_id"):
+        if row["status"] == Status.AMOUNT_DIFFERS and row.get("attempt_id"):
             amounts[row["attempt_id"]] += _whole(row["invoice_usd"])
-    differing = {row["attempt_id"] for row in report.rows if row["status"] == Status.AMOUNT_DIFFERS}
+            before[row["attempt_id"]] += _whole(row["ledger_usd"])
+    corrected: dict[str, int] = {}
     shards: set[str] = set()
     with workspace.ledger.posting() as postings:
-        for attempt_id in sorted(amounts.keys() & differing):
+        for attempt_id in sorted(amounts):
             shard = postings.correct(attempt_id, amounts[attempt_id], "invoice")
             if shard is not None:
-                report.corrected += 1
+                corrected[attempt_id] = before[attempt_id]
                 shards.add(shard)
+    report.corrected = len(corrected)
     for shard in sorted(shards):
         publish_shard(workspace, shard)
     publish_cost_daily(workspace)
+    return corrected

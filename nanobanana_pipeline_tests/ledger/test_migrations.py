@@ -12,14 +12,15 @@ from nanobanana_pipeline.ledger.database import Database
 from nanobanana_pipeline.ledger.ledger import Ledger, Stamp
 from nanobanana_pipeline_tests.ledger import books
 
-_VERSION_1 = Path(__file__).parent / "data" / "schema_1.sql"
+_VERSION_1 = Path(__file__).parents[1] / "storage" / "data" / "version_0_1" / "ledger.sql"
 
 
 def _make_version_1(url: str, *rows: str) -> None:
     database = Database(url)
-    statements = [each.strip() for each in _VERSION_1.read_text().split("\n", 1)[1].split(";\n") if each.strip()]
+    # A dump of SQLite's, of which PostgreSQL understands the tables and indexes as well.
+    made = [each.strip() for each in _VERSION_1.read_text().split(";\n") if each.strip().startswith("CREATE")]
     with database.write() as connection:
-        for statement in (*statements, *rows):
+        for statement in (*made, *rows):
             connection.exec_driver_sql(statement)
     database.dispose()
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 
 from nanobanana_pipeline.orchestration import checks
 from nanobanana_pipeline.storage.images import ImageStore
+from nanobanana_pipeline.storage.tables import Tables
 
 
 def result(prompt_id: str = "p", status: str = "succeeded", **columns: Any) -> dict[str, Any]:
@@ -127,6 +129,41 @@ def test_unknown_outcomes_are_listed_with_their_money_even_of_removed_items() ->
     assert not verdict.passed
     assert verdict.metadata["at_risk_usd"].value == 0.151
     assert "item-lost" in shown(verdict, "items")
+
+
+def test_invoices_that_drift_are_a_warning_that_lists_the_lines(tmp_path: Path) -> None:
+    """A provider that bills something else than the books say is found by whoever looks, and nobody looks unasked."""
+    tables = Tables(tmp_path)
+
+    def line(number: int, status: str, invoice: str, ledger: str) -> dict[str, Any]:
+        money = Decimal(invoice), Decimal(ledger)
+        return {
+            "invoice": "may.csv",
+            "source_line": number,
+            "task_id": f"task-{number}",
+            "status": status,
+            "invoice_usd": money[0],
+            "ledger_usd": money[1],
+            "difference_usd": money[0] - money[1],
+            "note": "billed | <b>all the same</b>" if status == "amount_differs" else None,
+        }
+
+    assert checks.invoices_agree(tables).passed, "before any invoice"
+    good = line(1, "matched", "0.067200", "0.067200")
+    tables.append("reconciliation", pa.Table.from_pylist([good]))
+    assert checks.invoices_agree(tables).passed
+    drifting = [line(2, "only_invoice", "0.01", "0"), line(3, "amount_differs", "0.10", "0")]
+    tables.append("reconciliation", pa.Table.from_pylist(drifting))
+
+    verdict = checks.invoices_agree(tables)
+
+    assert not verdict.passed
+    assert verdict.severity is dg.AssetCheckSeverity.WARN
+    assert (verdict.metadata["drifting"].value, verdict.metadata["difference_usd"].value) == (2, 0.11)
+    rows = shown(verdict, "rows").splitlines()[2:]
+    assert [row.split(" | ")[1] for row in rows] == ["3", "2"], "the largest difference first"
+    assert "billed &#124; &#60;b&#62;all the same" in rows[0]
+    assert "| may.csv | only&#95;invoice | 1 |" in shown(verdict, "by_status")
 
 
 def test_a_long_list_is_cut_and_counted() -> None:

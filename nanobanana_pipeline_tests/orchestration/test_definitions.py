@@ -29,6 +29,7 @@ ASSETS = {
     "results": "generation",
     "attempts": "generation",
     "cost_daily": "reporting",
+    "reconciliation": "reporting",
     "cost_report": "reporting",
     "gallery": "reporting",
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from nanobanana_pipeline.reporting.reconcile import reconcile
 from nanobanana_pipeline_tests.orchestration.conftest import Orchestra, rows
 
 
@@ -28,6 +29,26 @@ def test_reports_show_what_was_spent_and_made(orchestra: Orchestra) -> None:
     for name in ("cost_report", "gallery"):
         assert Path(str(told[name]["page"])).stat().st_size > 1000
     assert told["gallery"]["images"] == 3
+
+
+def test_an_invoice_that_drifts_is_a_warning_on_its_table(orchestra: Orchestra, tmp_path: Path) -> None:
+    """It is held against the books on some command line; whoever opens the reports must see what came of it."""
+    orchestra.pipeline.write(rows(2))
+    orchestra.refresh()
+    orchestra.generate()
+    invoice = tmp_path / "may.csv"
+    lines = [f"{row['task_id']},{row['cost_usd']}" for row in orchestra.pipeline.billed()]
+    for content, passed in ((lines, True), ([*lines, "stranger,0.05"], False)):
+        invoice.write_text("\n".join(["task_id,amount", *content]))
+        with orchestra.pipeline.open() as workspace:
+            reconcile(workspace, invoice)
+        result = orchestra.execute("report_costs")
+        assert result.success, "a warning stops nothing"
+        (verdict,) = result.get_asset_check_evaluations()
+        assert (verdict.check_name, verdict.passed) == ("invoices_agree", passed)
+        (observed,) = result.get_asset_observation_events()
+        metadata = observed.asset_observation_data.asset_observation.metadata
+        assert metadata["dagster/row_count"].value == len(content)
 
 
 def test_no_page_is_written_over_tables_that_a_blocking_check_found_wrong(orchestra: Orchestra) -> None:

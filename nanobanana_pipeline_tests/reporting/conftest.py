@@ -23,6 +23,19 @@ from nanobanana_pipeline.simulator.process import SimulatorProcess
 
 Row = Mapping[str, Any]
 
+HALF_PRICE = """
+[[prices]]
+version = "negotiated"
+valid_from = 2026-01-01
+currency = "USD"
+source = "our contract"
+input_per_million = 0.25
+text_output_per_million = 1.50
+image_output_per_million = 30.00
+image_per_resolution = { "0.5K" = 0.02241, "1K" = 0.0336, "2K" = 0.0504, "4K" = 0.0756 }
+"""
+"""A price file: half of the list."""
+
 
 class World:
     """A catalogue, a provider and an output, and the three things that can be done with them."""

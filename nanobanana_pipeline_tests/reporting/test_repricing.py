@@ -8,19 +8,7 @@ import pytest
 from nanobanana_pipeline.model_specs.loader import load_spec
 from nanobanana_pipeline.reporting.costs import summary
 from nanobanana_pipeline.reporting.repricing import reprice
-from nanobanana_pipeline_tests.reporting.conftest import World, rows
-
-HALF = """
-[[prices]]
-version = "negotiated"
-valid_from = 2026-01-01
-currency = "USD"
-source = "our contract"
-input_per_million = 0.25
-text_output_per_million = 1.50
-image_output_per_million = 30.00
-image_per_resolution = { "0.5K" = 0.02241, "1K" = 0.0336, "2K" = 0.0504, "4K" = 0.0756 }
-"""
+from nanobanana_pipeline_tests.reporting.conftest import HALF_PRICE, World, rows
 
 
 def test_prices_that_come_late_restate_what_was_priced_by_a_list(world: Callable[..., World]) -> None:
@@ -30,7 +18,7 @@ def test_prices_that_come_late_restate_what_was_priced_by_a_list(world: Callable
     made.run()
     before = summary(made.workspace)
     prices = made.folder / "prices.toml"
-    prices.write_text(HALF)
+    prices.write_text(HALF_PRICE)
     settings = made.workspace.settings.model_copy(update={"prices": str(prices)})
 
     with made.elsewhere(settings) as workspace:

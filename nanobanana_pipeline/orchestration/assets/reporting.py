@@ -5,10 +5,10 @@ from typing import Any, Final
 
 import dagster as dg
 
+from nanobanana_pipeline.orchestration import checks, previews
 from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS
 from nanobanana_pipeline.orchestration.assets.generation import ATTEMPTS, IMAGES, RESULTS
-from nanobanana_pipeline.orchestration.checks import refuse_wrong_tables
-from nanobanana_pipeline.orchestration.failures import at_work
+from nanobanana_pipeline.orchestration.failures import at_work, one_line_failures
 from nanobanana_pipeline.orchestration.metadata import MODE, money, table_definition, table_state
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource, mode_of
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
@@ -49,6 +49,36 @@ def cost_daily(context: dg.AssetExecutionContext, nano_banana: NanoBananaResourc
         )
 
 
+RECONCILIATION: Final = dg.AssetSpec(
+    "reconciliation",
+    deps=[ATTEMPTS],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"deltalake"},
+    metadata=table_definition("reconciliation"),
+    description="Every line of your invoices, held against the attempt that it is for. `nanobanana reconcile "
+    "INVOICE.csv` writes it; observing it tells Dagster how many lines there are and whether any drifts. Free.",
+)
+
+
+def _observe(nano_banana: NanoBananaResource) -> dg.ObserveResult:
+    """Look at what the invoices said."""
+    with one_line_failures(), nano_banana.open_workspace() as workspace:
+        version = workspace.tables.version("reconciliation")
+        return dg.ObserveResult(
+            asset_key="reconciliation",
+            data_version=dg.DataVersion("none" if version is None else str(version)),
+            metadata={MODE: mode_of(workspace), **table_state(workspace.tables, "reconciliation")},
+            check_results=[checks.invoices_agree(workspace.tables)],
+        )
+
+
+with previews.accepted():
+    reconciliation = dg.multi_observable_source_asset(
+        name="reconciliation", specs=[RECONCILIATION], check_specs=[checks.INVOICES_AGREE]
+    )(_observe)
+
+
 @dg.asset(
     deps=[cost_daily, RESULTS],
     group_name=GROUP,
@@ -61,7 +91,7 @@ def cost_daily(context: dg.AssetExecutionContext, nano_banana: NanoBananaResourc
 def cost_report(context: dg.AssetExecutionContext, nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     """Write the page anew."""
     with at_work(context), nano_banana.open_workspace() as workspace:
-        refuse_wrong_tables(context.instance)
+        checks.refuse_wrong_tables(context.instance)
         page = write_cost_report(workspace)
         return dg.MaterializeResult(metadata={MODE: mode_of(workspace), "page": dg.MetadataValue.path(page)})
 
@@ -78,7 +108,7 @@ def cost_report(context: dg.AssetExecutionContext, nano_banana: NanoBananaResour
 def gallery(context: dg.AssetExecutionContext, nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
     """Write the page anew."""
     with at_work(context), nano_banana.open_workspace() as workspace:
-        refuse_wrong_tables(context.instance)
+        checks.refuse_wrong_tables(context.instance)
         page = write_gallery(workspace)
         sheet = contact_sheet(workspace)
         return dg.MaterializeResult(
