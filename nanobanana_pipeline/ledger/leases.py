@@ -49,7 +49,7 @@ class ProcessIdentity:
             return False
         if self.pid_namespace != _pid_namespace():
             return False
-        return _start_time(self.pid) != self.started
+        return _start_time(self.pid) != self.started and not _hidden(self.pid)
 
 
 class Lease:
@@ -129,7 +129,10 @@ def expired_owners(
     """Split `owners` into those whose attempts may be taken over now, and the others with the end of their lease."""
     if not owners:
         return set(), {}
-    rows = {row.owner: row for row in connection.execute(sa.select(_leases).where(_leases.c.owner.in_(owners)))}
+    # Held until the end of the transaction: a worker whose ledger comes back this moment renews before the answer here,
+    # or finds its lease gone. In between, it would send what its successor takes for abandoned.
+    query = sa.select(_leases).where(_leases.c.owner.in_(owners)).order_by(_leases.c.owner).with_for_update()
+    rows = {row.owner: row for row in connection.execute(query)}
     held = {owner: row.expires_at for owner, row in rows.items() if not _is_over(row, now, int(grace_s * 1000))}
     return owners - held.keys(), held
 
@@ -157,6 +160,17 @@ def _pid_namespace() -> str:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
+
+
+def _hidden(pid: int) -> bool:
+    """Whether there is such a process, of another user, and /proc shows nothing of it (mounted with hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except OSError:
+        return False
+    return False
 
 
 def _start_time(pid: int) -> str | None:

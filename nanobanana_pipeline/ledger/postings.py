@@ -66,11 +66,22 @@ class Postings:
         self._database = database
         self.connection = connection
         self._counters = Counters(database, connection)
+        self._changed: list[tuple[Attempt, dict[str, Any]]] = []
         self.now = database.now(connection)
 
     def finish(self) -> None:
         """Write what is gathered until the end of the transaction."""
         self._counters.flush()
+
+    def forget(self) -> None:
+        """Give the attempts back what they were before, as the transaction has not taken place.
+
+        It is made again, perhaps without the posting that spoilt it, and has to find them as it found them first.
+        """
+        for attempt, before in reversed(self._changed):
+            for name, value in before.items():
+                setattr(attempt, name, value)
+        self._changed.clear()
 
     # --- admission ---------------------------------------------------------------------------------------------------
 
@@ -190,7 +201,7 @@ class Postings:
 
     def _submit_again(self, attempt: Attempt, reserve_micros: int, worker: Worker, day: str) -> Verdict:
         # A refused attempt holds no money, so the day of its reservation may still be today's.
-        attempt.day, attempt.reserved_micros, attempt.run_scope = day, reserve_micros, worker.run_scope
+        self._change(attempt, day=day, reserved_micros=reserve_micros, run_scope=worker.run_scope)
         facts = {
             "day": day,
             "reserved_micros": reserve_micros,
@@ -202,8 +213,7 @@ class Postings:
         }
         if not self._update(attempt, AttemptState.REFUSED, AttemptState.SUBMITTING, facts):
             raise AssertionError(f"attempt {attempt.attempt_id} was claimed, and yet is not refused")
-        attempt.state = AttemptState.SUBMITTING
-        attempt.submits += 1
+        self._change(attempt, state=AttemptState.SUBMITTING, submits=attempt.submits + 1)
         return attempt
 
     def _in_flight(self) -> int:
@@ -256,10 +266,7 @@ class Postings:
         held = holding(before, attempt.reserved_micros, attempt.cost_micros)
         scopes = scopes_of(attempt.day, attempt.catalogue, attempt.run_scope)
         self._counters.change(scopes, after.minus(held))
-        attempt.state = to
-        for name, value in facts.items():
-            if name in _MIRRORED:
-                setattr(attempt, name, value)
+        self._change(attempt, state=to, **{name: value for name, value in facts.items() if name in _MIRRORED})
         self._set_item(attempt, before, then, note)
         return True
 
@@ -335,8 +342,14 @@ class Postings:
         row = self.connection.execute(self._database.lock_rows(query)).one_or_none()
         if row is None:
             return None
-        attempt.cost_micros = row.cost_micros
+        self._change(attempt, cost_micros=row.cost_micros)
         return AttemptState(row.state)
+
+    def _change(self, attempt: Attempt, **facts: Any) -> None:
+        """Have the attempt in memory say what the book says now."""
+        self._changed.append((attempt, {name: getattr(attempt, name) for name in facts}))
+        for name, value in facts.items():
+            setattr(attempt, name, value)
 
     def _set_item(self, attempt: Attempt, before: AttemptState, then: ItemState | None, note: str | None) -> None:
         state = then or ITEM_STATE_OF[attempt.state]

@@ -121,6 +121,7 @@ class GroupCommit:
         retries = 0
         while True:
             transaction = None
+            postings: Postings | None = None
             try:
                 with self._database.write() as connection:
                     postings = Postings(self._database, connection)
@@ -128,16 +129,19 @@ class GroupCommit:
                         waiting.result = waiting.posting(postings)
                     postings.finish()
                     transaction = self._database.transaction_id(connection)
-            except DBAPIError as error:
-                if is_lost(error):
-                    # A commit may have taken place and its answer been lost. Made again, its money would count twice.
-                    if self._database.committed(transaction):
-                        return
-                elif is_transient(error) and retries < _RETRIES:
+            except BaseException as error:
+                if isinstance(error, DBAPIError) and is_lost(error) and self._database.committed(transaction):
+                    # Its answer was lost, and it has taken place. Made again, its money would count twice.
+                    return
+                if postings is not None:
+                    postings.forget()
+                if not isinstance(error, DBAPIError) or not (is_lost(error) or is_transient(error)):
+                    raise
+                if is_transient(error):
+                    if retries == _RETRIES:
+                        raise
                     time.sleep(0.01 * 2**retries)
                     retries += 1
-                else:
-                    raise
             else:
                 return
 

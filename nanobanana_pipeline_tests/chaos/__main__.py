@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from nanobanana_pipeline_tests.chaos.nursery import Through
 from nanobanana_pipeline_tests.chaos.round import Round, run_round
+from nanobanana_pipeline_tests.chaos.verdict import Verdict
 
 say = partial(print, flush=True)
 
@@ -44,29 +45,36 @@ def main() -> int:
         seed = arguments.seed + number
         began = time.monotonic()
         folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-        with _database(database) as url:
-            verdict = run_round(Round(folder, kills, seed, through, url))
-        line = f"{kills} kills through {through} on {database}, seed {seed}: "
-        line += (
-            f"{len(verdict.failures)} failures, {verdict.figures['images']} images, {time.monotonic() - began:.0f} s"
+        verdict = _round(folder, kills, seed, through, database)
+        say(
+            f"{kills} kills through {through} on {database}, seed {seed}: {len(verdict.failures)} failures, "
+            f"{verdict.figures['images']} images, {time.monotonic() - began:.0f} s"
         )
-        say(line)
         totals.setdefault(f"{through} on {database}", Counter()).update(verdict.figures)
         for message in verdict.failures:
             say(f"FAILED {message} (see {folder})")
             failures.append(f"seed {seed} ({folder}): {message}")
         if not verdict.failures:
             shutil.rmtree(folder)
+        if arguments.json:  # after each round: who stops before the end has what was done
+            figures = {"seed": arguments.seed, "rounds": totals, "failures": failures}
+            arguments.json.write_text(json.dumps(figures, indent=1))
     _print_table(totals)
     for failure in failures:
         say(f"FAILED {failure}")
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"seed": arguments.seed, "rounds": totals, "failures": failures}, indent=1)
-        )
     passed = sum(total["kills"] for total in totals.values())
     say(f"{passed} kills, {len(failures)} failures")
     return 1 if failures else 0
+
+
+def _round(folder: Path, kills: int, seed: int, through: Through, database: str) -> Verdict:
+    with _database(database) as url:
+        try:
+            return run_round(Round(folder, kills, seed, through, url))
+        except Exception as error:  # noqa: BLE001 - a round that can't come to its end has failed; the others go on
+            verdict = Verdict()
+            verdict.fail(f"the round did not come to its end: {error!r}")
+            return verdict
 
 
 def _rounds(kills: int, dagster: int | None, postgres: int | None) -> Iterator[tuple[Through, str, int]]:

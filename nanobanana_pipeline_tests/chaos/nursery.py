@@ -15,7 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
+from nanobanana_pipeline_tests.chaos.phases import REPAIR, Board, announce
+
 Through = Literal["engine", "dagster"]
+Task = Literal["run", "repair"]
+"""What a life does: work everything off, or the command that mends what others left."""
 
 BORN: Final = "born"
 ENDED: Final = "ended"
@@ -26,10 +30,10 @@ _BIRTH_TIMEOUT_S: Final = 120.0
 class Nursery:
     """A process that forks lives, one at a time. Close it when done."""
 
-    def __init__(self, through: Through, environment: Mapping[str, str], errors: Path) -> None:
+    def __init__(self, through: Through, environment: Mapping[str, str], board: Path, errors: Path) -> None:
         with errors.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, through],
+                [sys.executable, "-m", __name__, through, str(board)],
                 cwd=_REPOSITORY,
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -41,10 +45,10 @@ class Nursery:
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def bear(self) -> "Life":
+    def bear(self, task: Task) -> "Life":
         """Begin a life."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(f"{task}\n")
         self._process.stdin.flush()
         word, pid = self._lines.get(timeout=_BIRTH_TIMEOUT_S).split()
         assert word == BORN
@@ -71,14 +75,22 @@ class Life:
 
     def __init__(self, pid: int, lines: "queue.Queue[str]") -> None:
         self.pid = pid
-        self.ended = False
+        self.code: int | None = None
+        """What it ended with; None while it lives, negative when a signal ended it."""
         self._lines = lines
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self.code is not None
 
     def wait(self, timeout_s: float) -> None:
         """Wait for its end or the timeout."""
         if not self.ended:
             with suppress(queue.Empty):
-                self.ended = self._lines.get(timeout=timeout_s) == ENDED
+                word, code = self._lines.get(timeout=timeout_s).split()
+                assert word == ENDED
+                self.code = int(code)
 
     def kill(self) -> None:
         """SIGKILL its whole process group, and see it dead."""
@@ -95,36 +107,36 @@ def _say(words: str) -> None:
     sys.stdout.flush()
 
 
-def _main(through: Through) -> None:
-    if through == "engine":
-        from nanobanana_pipeline_tests.chaos.worker import PATIENCE, TIMEOUTS, work_off  # noqa: PLC0415 - one of two
+def _main(through: Through, board: Board) -> None:
+    announce(board)
+    from nanobanana_pipeline.cli import main as command  # noqa: PLC0415 - only now: it imports what is announced
+    from nanobanana_pipeline.definitions import build_defs  # noqa: PLC0415
+    from nanobanana_pipeline_tests.chaos.worker import PATIENCE, TIMEOUTS, work_off  # noqa: PLC0415
 
-        def live() -> object:
-            return work_off("chaos-run", PATIENCE, TIMEOUTS)
-    else:
-        from nanobanana_pipeline.cli import main as command  # noqa: PLC0415
-        from nanobanana_pipeline.definitions import build_defs  # noqa: PLC0415
-
-        build_defs()
-
-        def live() -> object:
-            return command(["run", "--json"])
-
-    for _ in sys.stdin:
+    build_defs()
+    for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             os.setsid()
             _say(f"{BORN} {os.getpid()}")
+            code = 70
             try:
-                live()
+                if line.strip() == "repair":
+                    with board.during(REPAIR):
+                        code = command(["repair"])
+                elif through == "dagster":
+                    code = command(["run", "--json"])
+                else:
+                    work_off("chaos-run", PATIENCE, TIMEOUTS)
+                    code = 0
             except BaseException as error:  # noqa: BLE001 - a life that ends so is no nursery
                 sys.stderr.write(f"a life ended by {error!r}\n")
-                sys.stderr.flush()
             finally:
-                os._exit(0)
-        os.waitpid(pid, 0)
-        _say(ENDED)
+                sys.stderr.flush()
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        _say(f"{ENDED} {os.waitstatus_to_exitcode(status)}")
 
 
 if __name__ == "__main__":
-    _main("dagster" if sys.argv[1] == "dagster" else "engine")
+    _main("dagster" if sys.argv[1] == "dagster" else "engine", Board(Path(sys.argv[2])))

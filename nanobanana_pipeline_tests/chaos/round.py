@@ -3,13 +3,12 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,19 @@ from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.settings import Settings, load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.chaos.faults import MIX
-from nanobanana_pipeline_tests.chaos.nursery import Nursery, Through
+from nanobanana_pipeline_tests.chaos.nursery import Life, Nursery, Task, Through
+from nanobanana_pipeline_tests.chaos.phases import (
+    CATALOGUE,
+    DOWNLOAD,
+    LEDGER,
+    MEND,
+    POLL,
+    REPAIR,
+    STORE,
+    SUBMIT,
+    TABLES,
+    Board,
+)
 from nanobanana_pipeline_tests.chaos.verdict import Verdict, judge
 
 SHARD_SIZE: Final = 40
@@ -35,10 +46,22 @@ _PROMPTS_A_KILL: Final = {"engine": 45, "dagster": 90}
 _MOST_EVENTS: Final = {"engine": 120, "dagster": 240}
 _BYTES_AN_EVENT: Final = 500
 _A_MOMENT_S: Final = 0.5
-_KILLED_AT_WORK: Final = 0.85
-"""Share of the lives that are so long; the others are killed while they mend, read and begin."""
 _LONGEST_START_S: Final = {"engine": 1.0, "dagster": 4.0}
 _LONGEST_LIFE_S: Final = 60.0
+_AIMED: Final = 0.6
+"""Share of the kills that wait for a phase to begin and strike a moment later; the others strike whatever goes on."""
+_LONGEST_AIM_S: Final = 3.0
+_AIMS: Final = (SUBMIT, POLL, DOWNLOAD, STORE, LEDGER, TABLES)
+_EARLY_AIMS: Final = (MEND, CATALOGUE)
+_EARLY: Final = 0.15
+"""Share of the lives that are killed while they mend, read and begin."""
+_LONGEST_LOOK_S: Final = {TABLES: 0.05, MEND: 0.2, CATALOGUE: 0.2, REPAIR: 1.0}
+"""How far into a phase a kill may strike; the others are over in milliseconds."""
+_REPAIRS: Final = {"engine": 0.2, "dagster": 0.1}
+"""Share of the lives that are the command `repair`, after some harm was done that it has to mend."""
+_MOST_FILES_LOST: Final = 4
+_TORN: Final = 0.5
+"""Share of them before which a table's newest commit is torn."""
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _PEACE_TIMEOUT_S: Final = 600
 _READ_TABLES: Final = ("results", "attempts", "images")
@@ -65,70 +88,136 @@ def run_round(plan: Round) -> Verdict:
     ) as simulator:
         simulator.set_faults(rules)
         settings = _settings(plan, simulator)
-        in_the_air = 0
-        nursery = Nursery(plan.through, _environment(plan, settings), plan.folder / "stderr.log")
+        struck = Struck()
+        board = plan.folder / "board"
+        killer = Killer(plan, settings, Board(board), simulator.book_path, rng)
+        nursery = Nursery(plan.through, _environment(plan, settings), board, plan.folder / "stderr.log")
         with _reading_beside(settings) as unreadable, closing(nursery):
             for _ in range(plan.kills):
-                in_the_air += _live_and_die(plan, settings, nursery, simulator.book_path, rng)
+                killer.live_and_die(nursery, struck)
             # Peace: what the faults still hold back (a slow task, a host out of order) comes with time.
             simulator.set_faults([])
             for _ in range(3):
-                _finish(plan, settings)
+                _finish(nursery, "run")
                 simulator.advance(30)
+            _finish(nursery, "repair")
         with Workspace.open(settings) as workspace:
-            verdict = judge(workspace, simulator.book, in_the_air)
+            verdict = judge(workspace, simulator.book, struck.submits)
         verdict.figures["kills"] = plan.kills
+        verdict.figures["image files lost"] = struck.files_lost
+        verdict.figures["table commits torn"] = struck.commits_torn
+        for phase, times in struck.phases.items():
+            verdict.figures[f"kills that struck: {phase}"] = times
         verdict.figures["reads beside the run"] = unreadable.reads
         for message in unreadable.messages:
             verdict.fail(message)
     return verdict
 
 
-def _live_and_die(plan: Round, settings: Settings, nursery: Nursery, book: Path, rng: random.Random) -> int:
-    """Let a run live for a random while, then SIGKILL its whole process group; returns its submits in the air."""
-    life = nursery.bear()
-    try:
-        if rng.random() < _KILLED_AT_WORK:
-            enough = _bytes(book) + rng.uniform(0, _MOST_EVENTS[plan.through]) * _BYTES_AN_EVENT
-            last = time.monotonic() + _LONGEST_LIFE_S
-            while not life.ended and _bytes(book) < enough and time.monotonic() < last:
-                life.wait(0.005)
-            life.wait(rng.uniform(0, _A_MOMENT_S))
+@dataclass
+class Struck:
+    """What the kills of a round met, and what harm was done besides."""
+
+    phases: Counter[str] = field(default_factory=Counter)
+    submits: set[str] = field(default_factory=set)
+    files_lost: int = 0
+    commits_torn: int = 0
+
+
+@dataclass
+class Killer:
+    """Lets lives live for a while, and then SIGKILLs their whole process group."""
+
+    plan: Round
+    settings: Settings
+    board: Board
+    book: Path
+    rng: random.Random
+
+    def live_and_die(self, nursery: Nursery, struck: Struck) -> None:
+        """One life and its end."""
+        repair = self.rng.random() < _REPAIRS[self.plan.through] and self._do_harm(struck)
+        self.board.clear()
+        life = nursery.bear("repair" if repair else "run")
+        try:
+            if repair:
+                self._repair(life)
+            elif self.rng.random() < _EARLY:
+                self._begin(life)
+            else:
+                self._work(life)
+        finally:
+            life.kill()
+        phases = self.board.struck() or {"nothing: it was between two steps"}
+        struck.phases.update(phases if life.code == -signal.SIGKILL else {"nothing: the life had ended by itself"})
+        struck.submits |= _submitting(self.settings)
+
+    def _begin(self, life: Life) -> None:
+        """Strike while it mends, reads and begins."""
+        if self.rng.random() < _AIMED:
+            self._await(life, self.rng.choice(_EARLY_AIMS))
         else:
-            life.wait(rng.uniform(0, _LONGEST_START_S[plan.through]))
-    finally:
-        life.kill()
-    return _submitting(settings)
+            life.wait(self.rng.uniform(0, _LONGEST_START_S[self.plan.through]))
+
+    def _work(self, life: Life) -> None:
+        """Strike while it works."""
+        enough = _bytes(self.book) + self.rng.uniform(0, _MOST_EVENTS[self.plan.through]) * _BYTES_AN_EVENT
+        last = time.monotonic() + _LONGEST_LIFE_S
+        while not life.ended and _bytes(self.book) < enough and time.monotonic() < last:
+            life.wait(0.005)
+        if self.rng.random() < _AIMED:
+            self._await(life, self.rng.choice(_AIMS))
+        else:
+            life.wait(self.rng.uniform(0, _A_MOMENT_S))
+
+    def _repair(self, life: Life) -> None:
+        """Strike while it mends."""
+        if self.rng.random() < _AIMED:
+            self._await(life, self.rng.choice((REPAIR, MEND, TABLES, DOWNLOAD, STORE)))
+        else:
+            life.wait(self.rng.uniform(0, 2 * _LONGEST_START_S["engine"]))
+
+    def _await(self, life: Life, phase: str) -> None:
+        last = time.monotonic() + _LONGEST_AIM_S
+        while not life.ended and time.monotonic() < last:
+            life.wait(self.rng.uniform(0, 0.002))
+            if self.board.at(phase):
+                # Mostly soon: a phase that is over by then may not come back.
+                life.wait(_LONGEST_LOOK_S.get(phase, 0.002) * self.rng.random() ** 3)
+                if self.board.at(phase):
+                    return
+
+    def _do_harm(self, struck: Struck) -> bool:
+        """Lose image files, and now and then the newest commit of a table, as a power cut leaves it: empty.
+
+        Returns whether there was anything yet to lose.
+        """
+        output = Path(self.settings.output)
+        files = sorted((output / "images").rglob("*.*"))
+        for path in self.rng.sample(files, min(len(files), self.rng.randint(1, _MOST_FILES_LOST))):
+            path.unlink()
+            struck.files_lost += 1
+        commits = sorted((output / "tables" / self.rng.choice(_READ_TABLES) / "_delta_log").glob("*.json"))
+        if commits and self.rng.random() < _TORN:
+            commits[-1].write_bytes(b"")
+            struck.commits_torn += 1
+        return bool(files)
 
 
 def _bytes(book: Path) -> int:
     return book.stat().st_size if book.exists() else 0
 
 
-def _finish(plan: Round, settings: Settings) -> None:
-    process = _start(plan, settings)
+def _finish(nursery: Nursery, task: Task) -> None:
+    """Let a life end by itself."""
+    life = nursery.bear(task)
     try:
-        output, _ = process.communicate(timeout=_PEACE_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    if process.returncode not in {0, 3}:
-        raise AssertionError(f"the run that should finish ended with {process.returncode}: {output}")
-
-
-def _start(plan: Round, settings: Settings) -> "subprocess.Popen[str]":
-    engine = [sys.executable, "-m", "nanobanana_pipeline_tests.chaos.worker", "chaos-run"]
-    dagster = [sys.executable, "-m", "nanobanana_pipeline.cli", "run", "--json"]
-    with (plan.folder / "stderr.log").open("a") as errors:
-        return subprocess.Popen(
-            engine if plan.through == "engine" else dagster,
-            cwd=_REPOSITORY,
-            env=_environment(plan, settings),
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,
-        )
+        life.wait(_PEACE_TIMEOUT_S)
+    finally:
+        life.kill()
+    # A run may leave items that need a person; a repair has to find back all that was lost.
+    if life.code not in ({0, 3} if task == "run" else {0}):
+        raise AssertionError(f"the {task} that should finish ended with {life.code}; see stderr.log")
 
 
 def _environment(plan: Round, settings: Settings) -> dict[str, str]:
@@ -171,15 +260,17 @@ def _write_catalogue(plan: Round) -> None:
     pq.write_table(pa.table({"prompt_id": [f"p{n}" for n in range(count)], "prompt": texts}), path)
 
 
-def _submitting(settings: Settings) -> int:
-    """Submits that the ledger shows as in the air now that the process is dead, before anyone takes them over."""
+def _submitting(settings: Settings) -> set[str]:
+    """Attempts that the ledger shows as being submitted now that the process is dead, before anyone takes them over."""
     engine = sa.create_engine(settings.ledger.replace("postgresql://", "postgresql+psycopg://"))
     try:
         with engine.connect() as connection:
-            query = sa.select(sa.func.count()).where(schema.attempts.c.state == AttemptState.SUBMITTING.value)
-            return connection.execute(query).scalar_one()
+            query = sa.select(schema.attempts.c.attempt_id).where(
+                schema.attempts.c.state == AttemptState.SUBMITTING.value
+            )
+            return set(connection.execute(query).scalars())
     except DBAPIError:
-        return 0  # killed before the ledger was made
+        return set()  # killed before the ledger was made
     finally:
         engine.dispose()
 

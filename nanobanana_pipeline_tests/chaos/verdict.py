@@ -6,21 +6,28 @@
 4. An attempt's cost is not the book's, or a billed call is covered by neither a cost nor money at risk. (What is at
    risk is the price of the image that was asked for: nobody can foresee that the provider will make several.)
 5. The budget counters are not the sums over the attempts.
-6. There are more unknown outcomes than submits in the air at the kills, plus those whose answers the provider lost.
-7. A reader beside the run ever found a table that it could not read.
+6. An outcome is unknown whose submit was not in the air at a kill, and whose answer the provider did not lose.
+7. An item of the ledger is not in `results`, or stands there as anything but an image or a reason: the provider has
+   been well for a while, so what is in flight, overdue or deferred was forgotten.
+8. A reader beside the run ever found a table that it could not read.
 """
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import sqlalchemy as sa
+
 from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline_tests.chaos.faults import NOT_DELIVERABLE
 
 _MORE_THAN_SHOWN = {"several_images", "no_output"}
 """Two images billed and none delivered: the answer's tokens can't tell, and only an invoice can."""
+_SETTLED = {"succeeded", "failed", "unknown"}
 _LOSES_ITS_ANSWER = {"answer_lost", "gateway_504", "no_id_200", "undecodable_200"}
 
 
@@ -36,8 +43,14 @@ class Verdict:
         self.failures.append(message)
 
 
-def judge(workspace: Workspace, book: list[dict[str, Any]], submits_in_the_air: int) -> Verdict:
-    """Hold a finished round against the provider's book."""
+def judge(
+    workspace: Workspace, book: list[dict[str, Any]], submits_in_the_air: Collection[str], *, finished: bool = True
+) -> Verdict:
+    """Hold a round against the provider's book.
+
+    `submits_in_the_air` are the attempts that were being submitted at a kill. Unless all work was `finished`, items may
+    wait for their first attempt.
+    """
     verdict = Verdict()
     attempts = workspace.tables.read("attempts").to_pylist()
     results = workspace.tables.read("results").to_pylist()
@@ -48,6 +61,7 @@ def judge(workspace: Workspace, book: list[dict[str, Any]], submits_in_the_air: 
     _counters(verdict, workspace, attempts)
     _images(verdict, workspace, attempts, images, book)
     _unknowns(verdict, attempts, book, submits_in_the_air)
+    _accounted_for(verdict, workspace, results, attempts, finished=finished)
     verdict.figures["items"] = len(results)
     verdict.figures["attempts"] = len(attempts)
     verdict.figures["images"] = len(images)
@@ -148,18 +162,43 @@ def _images(
 
 
 def _unknowns(
-    verdict: Verdict, attempts: list[dict[str, Any]], book: list[dict[str, Any]], submits_in_the_air: int
+    verdict: Verdict, attempts: list[dict[str, Any]], book: list[dict[str, Any]], submits_in_the_air: Collection[str]
 ) -> None:
     unknown = {row["attempt_id"] for row in attempts if row["state"] == "unknown"}
     by_fault = {
         row["idempotency_key"] for row in book if row["event"] == "accepted" and _LOSES_ITS_ANSWER & _faults(row)
     }
-    by_kill = len(unknown - by_fault)
+    by_kill = unknown - by_fault
     verdict.figures["unknown by a lost answer"] = len(unknown & by_fault)
-    verdict.figures["unknown by a kill"] = by_kill
-    verdict.figures["submits in the air at the kills"] = submits_in_the_air
-    if by_kill > submits_in_the_air:
-        verdict.fail(f"{by_kill} unknown outcomes by kills, with {submits_in_the_air} submits in the air")
+    verdict.figures["unknown by a kill"] = len(by_kill)
+    verdict.figures["submits in the air at the kills"] = len(submits_in_the_air)
+    for attempt_id in by_kill.difference(submits_in_the_air):
+        verdict.fail(f"attempt {attempt_id} is of unknown outcome, and nothing happened to its answer")
+
+
+def _accounted_for(
+    verdict: Verdict,
+    workspace: Workspace,
+    results: list[dict[str, Any]],
+    attempts: list[dict[str, Any]],
+    *,
+    finished: bool,
+) -> None:
+    with workspace.ledger.database.read() as connection:
+        entered = set(connection.execute(sa.select(schema.items.c.item_id)).scalars())
+    shown = {row["item_id"] for row in results}
+    if entered != shown:
+        verdict.fail(f"{len(entered - shown)} items are not in results, and {len(shown - entered)} only there")
+    for row in results:
+        if row["status"] in _SETTLED or (row["status"] == "pending" and not finished):
+            continue
+        verdict.fail(f"item {row['prompt_id']} ended as {row['status']}: {row['error_message']}")
+    for row in results:
+        if row["status"] == "failed" and not (row["error_kind"] and row["error_message"]):
+            verdict.fail(f"item {row['prompt_id']} failed for no reason")
+    for attempt in attempts:
+        if attempt["state"] == "overdue":
+            verdict.fail(f"attempt {attempt['attempt_id']} is overdue, though its task has ended")
 
 
 def _faults(row: dict[str, Any]) -> set[str]:

@@ -5,6 +5,7 @@ left to do.
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.client import HttpProvider, Timeouts
@@ -12,6 +13,7 @@ from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.generation.shard_run import RunOptions, generate_shard
+from nanobanana_pipeline.generation.stopping import StopSwitch
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.settings import load_settings
 
@@ -26,24 +28,35 @@ PATIENCE = Patience(
 TIMEOUTS = Timeouts(connect_s=1.0, submit_s=3.0, poll_s=3.0, download_s=10.0, idle_s=3.0)
 
 
+_SHARDS_AT_ONCE = 4
+"""As many as `nanobanana run` has: the last tasks of a shard would otherwise keep everyone waiting."""
+
+
 def work_off(run: str, patience: Patience, timeouts: Timeouts, *, limit: int | None = None) -> None:
     """Work until nothing is left that a run could do something about; `limit` is of new attempts in each shard."""
     _say("ready")
     settings = load_settings()
     options = RunOptions(run, run, run, limit=limit, patience=patience)
+    stop = StopSwitch()
     with Workspace.open(settings) as workspace:
         mend_tables(workspace)
         refresh(workspace)
-        for work in workspace.ledger.shard_work():
-            if work.left:
+
+        def work_on(shard: str) -> None:
+            if not stop.thrown:
                 generate_shard(
                     workspace,
-                    work.shard,
+                    shard,
                     lambda: HttpProvider(
                         workspace.spec, settings.api_key, base_url=settings.base_url, timeouts=timeouts
                     ),
                     options,
+                    stop=stop,
                 )
+
+        shards = [work.shard for work in workspace.ledger.shard_work() if work.left]
+        with stop.on_signals(), ThreadPoolExecutor(_SHARDS_AT_ONCE) as threads:
+            list(threads.map(work_on, shards))
     _say("idle")
 
 
