@@ -40,14 +40,14 @@ from nanobanana_pipeline_tests.chaos.phases import (
 from nanobanana_pipeline_tests.chaos.verdict import Verdict, judge
 
 SHARD_SIZE: Final = 40
-_PROMPTS_A_KILL: Final = {"engine": 45, "dagster": 90}
+_PROMPTS_A_KILL: Final = {"engine": 24, "dagster": 36}
 # A life is as long as so many tasks that the provider took or ended, and a moment more. By the clock alone, every kill
 # on a busy machine once struck the reading of the catalogue, and none a request.
-_MOST_EVENTS: Final = {"engine": 120, "dagster": 240}
+_MOST_EVENTS: Final = {"engine": 60, "dagster": 90}
 _BYTES_AN_EVENT: Final = 500
 _A_MOMENT_S: Final = 0.5
 _LONGEST_START_S: Final = {"engine": 1.0, "dagster": 4.0}
-_LONGEST_LIFE_S: Final = 60.0
+_LONGEST_LIFE_S: Final = 30.0
 _AIMED: Final = 0.6
 """Share of the kills that wait for a phase to begin and strike a moment later; the others strike whatever goes on."""
 _LONGEST_AIM_S: Final = 3.0
@@ -64,6 +64,7 @@ _TORN: Final = 0.5
 """Share of them before which a table's newest commit is torn."""
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _PEACE_TIMEOUT_S: Final = 600
+_READ_EVERY_S: Final = 2.0
 _READ_TABLES: Final = ("results", "attempts", "images")
 
 
@@ -300,7 +301,7 @@ def _reading_beside(settings: Settings) -> Generator[_Reader]:
     done = threading.Event()
 
     def loop() -> None:
-        while not done.wait(0.5):
+        while not done.wait(_READ_EVERY_S):
             reader.read_all()
 
     thread = threading.Thread(target=loop)

@@ -3,14 +3,17 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
 
+from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.database import Database, LedgerLostError
 from nanobanana_pipeline.simulator.process import SimulatorProcess
-from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+from nanobanana_pipeline_tests.generation.pipelines import QUICK, Pipeline
 from nanobanana_pipeline_tests.servers.proxy import Proxy
 
 pytestmark = pytest.mark.postgres
@@ -27,6 +30,10 @@ def wire(postgres_url: str) -> Iterator[Proxy]:
 def through_wire(wire: Proxy, postgres_url: str) -> str:
     """The ledger's URL by way of `wire`."""
     return make_url(postgres_url).set(host="127.0.0.1", port=wire.port).render_as_string(hide_password=False)
+
+
+SHORT_LEASE = replace(QUICK, lease_s=0.6, submit_timeout_s=0.4, margin_s=0.1)
+"""An outage of two seconds is longer than this lease and all that a take-over waits on top of it."""
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -57,6 +64,51 @@ def test_a_run_goes_on_when_the_database_is_back(
     assert [row["status"] for row in pipeline.table("results")] == ["succeeded"] * 60
     assert len(pipeline.accepted()) == 60
     pipeline.assert_books_agree()
+
+
+def test_an_outage_longer_than_the_lease_is_no_reason_to_stop(
+    tmp_path: Path, simulator: Callable[..., SimulatorProcess], wire: Proxy, through_wire: str
+) -> None:
+    """Nobody has taken the work over meanwhile: the worker renews what ran out, and goes on, sending nothing twice."""
+    pipeline = Pipeline(
+        tmp_path, simulator(latency=0.05, cached_picture=True), through_wire, knobs={"max_in_flight": 8}
+    )
+    pipeline.write([{"prompt": f"a fox {n}", "prompt_id": f"p{n}"} for n in range(60)])
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(pipeline.run, patience=SHORT_LEASE)
+        wait_until(lambda: len(pipeline.accepted()) >= 10)
+        wire.cut()
+        assert not wait([running], timeout=2.0).done
+        wire.restore()
+        running.result(60)
+
+    assert [row["status"] for row in pipeline.table("results")] == ["succeeded"] * 60
+    assert len(pipeline.accepted()) == 60
+    pipeline.assert_books_agree()
+
+
+def test_a_worker_cut_off_past_its_lease_sends_nothing_that_another_has_taken(
+    tmp_path: Path, simulator: Callable[..., SimulatorProcess], wire: Proxy, through_wire: str, postgres_url: str
+) -> None:
+    """Its own way to the ledger is cut, another machine's is not: when it comes back, the work is someone else's."""
+    provider = simulator(latency=0.05, cached_picture=True)
+    cut_off = Pipeline(tmp_path, provider, through_wire, knobs={"max_in_flight": 8})
+    successor = Pipeline(tmp_path, provider, postgres_url, knobs={"max_in_flight": 8}, runs=100)
+    cut_off.write([{"prompt": f"a fox {n}", "prompt_id": f"p{n}"} for n in range(60)])
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(cut_off.run, patience=SHORT_LEASE)
+        wait_until(lambda: len(cut_off.accepted()) >= 10)
+        wire.cut()
+        successor.run(patience=SHORT_LEASE)
+        wire.restore()
+        with pytest.raises(UserError, match="was taken over"):
+            running.result(60)
+    # The answers that it could not enter were not lost: what its successor had to hold as unknown is settled by them.
+    successor.run()
+
+    assert [row["status"] for row in successor.table("results")] == ["succeeded"] * 60
+    assert sorted(successor.accepted()) == sorted(f"a fox {n}" for n in range(60))
+    successor.assert_books_agree()
 
 
 def test_a_commit_whose_answer_was_lost_counts_once(

@@ -1,0 +1,152 @@
+"""Group commit: many workers' postings in one transaction, and a bad one among them that takes nobody with it."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.budget import Caps
+from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt
+from nanobanana_pipeline.ledger.ledger import Ledger
+from nanobanana_pipeline.ledger.postings import Postings
+from nanobanana_pipeline.ledger.states import AttemptState, Holding, ItemState
+from nanobanana_pipeline_tests.ledger.books import NO_CAPS, PRICE, WORKER, OpenGate, admitted, enter, prompt, waiting
+
+S = AttemptState
+COST = 67_200
+SHARDS = ("cat-000000", "cat-000001")
+A_SHARD = 6
+
+Work = Callable[[], Coroutine[Any, Any, Any]]
+
+
+class SpoiltError(Exception):
+    """What a bad posting raises."""
+
+
+@contextmanager
+def one_batch(ledger: Ledger) -> Generator[None]:
+    """Whatever is posted within goes into one transaction: the writer is kept busy until the end."""
+    busy, go = threading.Event(), threading.Event()
+
+    def wait(_: Postings) -> None:
+        busy.set()
+        go.wait(60)
+
+    with ThreadPoolExecutor(1) as thread:
+        waited = thread.submit(asyncio.run, ledger.post(wait))
+        assert busy.wait(60)
+        try:
+            yield
+        finally:
+            go.set()
+        waited.result(60)
+
+
+def together(ledger: Ledger, loops: list[list[Work]]) -> list[list[Any]]:
+    """What each of some postings gave or raised, posted in one batch from an event loop of its own for each list."""
+    posted = threading.Barrier(len(loops) + 1)
+
+    async def loop(works: list[Work]) -> list[Any]:
+        tasks = [asyncio.create_task(work()) for work in works]
+        await asyncio.sleep(0)  # each has posted now
+        posted.wait(60)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with ThreadPoolExecutor(len(loops)) as threads, one_batch(ledger):
+        running = [threads.submit(asyncio.run, loop(works)) for works in loops]
+        posted.wait(60)
+    return [one.result(60) for one in running]
+
+
+def attempts_of(ledger: Ledger, shard: str) -> list[Attempt]:
+    """An attempt in flight for each item of a shard."""
+    return [admitted(ledger, candidate) for candidate in waiting(ledger, shard)]
+
+
+def completing(ledger: Ledger, attempt: Attempt, *, spoilt: bool) -> Work:
+    """A posting that books an attempt's cost, and one that then fails."""
+
+    def posting(postings: Postings) -> bool:
+        moved = postings.move(attempt, S.COMPLETED, cost_micros=COST)
+        if spoilt:
+            raise SpoiltError(attempt.attempt_id)
+        return moved
+
+    return lambda: ledger.post(posting)
+
+
+def test_a_bad_posting_harms_none_of_its_batch(ledger: Ledger) -> None:
+    """Shards of one process commit together: no cent of one may be lost, or counted twice, for the fault of another."""
+    enter(ledger, [prompt(f"p{n}") for n in range(2 * A_SHARD)], shard_size=A_SHARD)
+    attempts = [attempts_of(ledger, shard) for shard in SHARDS]
+    spoilt = {attempts[0][2].attempt_id, attempts[1][0].attempt_id, attempts[1][5].attempt_id}
+
+    outcomes = together(
+        ledger,
+        [[completing(ledger, each, spoilt=each.attempt_id in spoilt) for each in shard] for shard in attempts],
+    )
+
+    for shard, given in zip(attempts, outcomes, strict=True):
+        for attempt, outcome in zip(shard, given, strict=True):
+            if attempt.attempt_id in spoilt:
+                assert isinstance(outcome, SpoiltError)
+                assert str(outcome) == attempt.attempt_id  # its own error, and no neighbour's
+                assert (attempt.state, attempt.cost_micros) == (S.SUBMITTING, 0)
+            else:
+                assert outcome is True
+                assert (attempt.state, attempt.cost_micros) == (S.COMPLETED, COST)
+    with ledger.database.read() as connection:
+        rows = connection.execute(sa.select(schema.attempts)).all()
+    assert {row.attempt_id for row in rows if row.state == S.SUBMITTING} == spoilt
+    good = 2 * A_SHARD - len(spoilt)
+    assert ledger.counters()["catalogue:cat"] == Holding(reserved=len(spoilt) * PRICE, spent=good * COST)
+
+
+def test_what_failed_can_be_posted_again(ledger: Ledger) -> None:
+    """The attempt in memory is what it was before: the second try begins where the first did."""
+    enter(ledger, [prompt("a"), prompt("b")])
+    bad, good = attempts_of(ledger, SHARDS[0])
+    together(ledger, [[completing(ledger, bad, spoilt=True), completing(ledger, good, spoilt=False)]])
+    assert asyncio.run(ledger.post(lambda postings: postings.move(bad, S.COMPLETED, cost_micros=COST)))
+    assert ledger.counters()["catalogue:cat"] == Holding(spent=2 * COST)
+
+
+@pytest.mark.parametrize("caps", [NO_CAPS, Caps(day=4 * PRICE)], ids=["no cap", "a cap with room for four"])
+def test_admissions_beside_a_bad_posting_reserve_once(ledger: Ledger, caps: Caps) -> None:
+    """An admission that is run again must neither reserve twice nor let another pass the cap."""
+    enter(ledger, [prompt(f"p{n}") for n in range(2 * A_SHARD)], shard_size=A_SHARD)
+    first = admitted(ledger, waiting(ledger)[0])
+    with ledger.posting() as postings:
+        postings.move(first, S.REFUSED, then=ItemState.PENDING)
+
+    def admission(shard: str) -> Work:
+        requests = [
+            AdmissionRequest(candidate, PRICE, first if candidate.item_id == first.item_id else None)
+            for candidate in ledger.candidates(shard)
+        ]
+        return lambda: ledger.post(lambda postings: postings.admit(requests, WORKER, caps, OpenGate()))
+
+    def bad() -> Coroutine[Any, Any, Any]:
+        def posting(_: Postings) -> None:
+            raise SpoiltError
+
+        return ledger.post(posting)
+
+    outcomes = together(ledger, [[admission(SHARDS[0]), bad], [admission(SHARDS[1])]])
+
+    assert isinstance(outcomes[0][1], SpoiltError)
+    made = [each for verdicts in (outcomes[0][0], outcomes[1][0]) for each in verdicts if isinstance(each, Attempt)]
+    assert len(made) == (4 if caps.day else 2 * A_SHARD)
+    assert ledger.counters()["catalogue:cat"] == Holding(reserved=len(made) * PRICE)
+    with ledger.database.read() as connection:
+        rows = connection.execute(sa.select(schema.attempts)).all()
+    open_ones = {row.attempt_id: row.submits for row in rows if row.state == S.SUBMITTING}
+    assert open_ones == {each.attempt_id: each.submits for each in made}
+    assert open_ones[first.attempt_id] == 2
