@@ -40,8 +40,6 @@ from nanobanana_pipeline.generation.transport import (
     RefusedHostError,
     TooLargeError,
     Transport,
-    discard,
-    read_whole,
     tls_context,
 )
 from nanobanana_pipeline.generation.values import Scrub
@@ -140,7 +138,6 @@ class HttpProvider:
         self._task_url = str(httpx.URL(self._base)).rstrip("/") + spec.api.task_path
         self._submit_url = httpx.URL(self._base + spec.api.submit_path)
         self._submit_to = str(self._submit_url)
-        self._download_limits = {"timeout": {"connect": self._timeouts.connect_s, "read": self._timeouts.idle_s}}
         self._api: Transport | None = None
         self._images: Transport | None = None
 
@@ -259,37 +256,39 @@ class HttpProvider:
 
     async def _hop(self, url: str) -> Downloaded | DownloadError | str:
         """One hop of a download: the result, why there is none, or the URL to go to next."""
-        target, place = _parsed(url), _place(url)
+        target = _parsed(url)
         if target is None or not _is_http(target):
-            return DownloadError("bad_output", f"{place} is not an http or https URL")
+            return DownloadError("bad_output", f"{_place(url)} is not an http or https URL")
         objection = self._hosts.objection(target)
         if objection:
-            return DownloadError("refused_host", f"{place}: {objection}")
-        return await self._fetched(target, place)
+            return DownloadError("refused_host", f"{_place(url)}: {objection}")
+        return await self._fetched(target, url)
 
-    async def _fetched(self, target: httpx.URL, place: str) -> Downloaded | DownloadError | str:
-        message = httpx.Request("GET", target, headers=self._plain_headers, extensions=self._download_limits)
+    async def _fetched(self, target: httpx.URL, url: str) -> Downloaded | DownloadError | str:
         try:
-            head = await _opened(self._images).handle_async_request(message)
-            if head.status_code != _OK:
-                await discard(head)
-                return _elsewhere(head, target, place)
-            body = await read_whole(head, self._spec.limits.max_image_bytes)
+            answer = await _opened(self._images).fetch(
+                str(target),
+                self._plain_headers,
+                connect_s=self._timeouts.connect_s,
+                idle_s=self._timeouts.idle_s,
+                most=self._spec.limits.max_image_bytes,
+            )
         except RefusedHostError as error:
-            return DownloadError("refused_host", f"{place}: {error}")
-        except TooLargeError as error:
-            return DownloadError("bad_output", f"{place}: {error}", _OK)
-        except (NeverSentError, MaybeSentError, BodyError) as error:
-            return DownloadError("retryable", f"{place}: {error}")
-        if not body:
-            return DownloadError("retryable", f"{place}: an empty answer", _OK)
-        return Downloaded(body, _media_type(head.headers.get("content-type", "")))
+            return DownloadError("refused_host", f"{_place(url)}: {error}")
+        except (NeverSentError, MaybeSentError) as error:
+            return DownloadError("retryable", f"{_place(url)}: {error}")
+        if answer.status != _OK:
+            return _elsewhere(answer, target, _place(url))
+        if not answer.body:
+            kind = "bad_output" if isinstance(answer.fault, TooLargeError) else "retryable"
+            return DownloadError(kind, f"{_place(url)}: {answer.fault or 'an empty answer'}", _OK)
+        return Downloaded(answer.body, _media_type(answer.headers.get("content-type", "")))
 
 
 class _UnreadableSuccessError(MaybeSentError):
     """The API said yes, and the rest of what it said can't be read."""
 
-    def __init__(self, status: int, fault: str) -> None:
+    def __init__(self, status: int, fault: BodyError) -> None:
         super().__init__(f"HTTP {status}, but {fault}")
         self.status = status
 
@@ -302,12 +301,12 @@ def _opened(transport: Transport | None) -> Transport:
     return transport
 
 
-def _elsewhere(head: httpx.Response, target: httpx.URL, place: str) -> DownloadError | str:
+def _elsewhere(answer: Answer, target: httpx.URL, place: str) -> DownloadError | str:
     """What an answer other than 200 to a download means: a place to go to, or why the result is not here."""
-    status = head.status_code
-    if status in _REDIRECTS and "location" in head.headers:
+    status = answer.status
+    if status in _REDIRECTS and "location" in answer.headers:
         try:
-            return str(target.join(head.headers["location"]))
+            return str(target.join(answer.headers["location"]))
         except (httpx.InvalidURL, ValueError):
             return DownloadError("expired", f"{place}: a redirect to what is no URL", status)
     # A URL that is refused for good may have a successor: its task is asked for a fresh one.

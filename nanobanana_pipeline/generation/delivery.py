@@ -5,23 +5,18 @@ repeated, and what can't be used is kept aside as evidence. No image is generate
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
 
 from nanobanana_pipeline.catalogue.identity import Request
 from nanobanana_pipeline.generation.answers import Downloaded, DownloadError
 from nanobanana_pipeline.generation.client import Provider
+from nanobanana_pipeline.generation.filing import Filing, Picture
 from nanobanana_pipeline.generation.limits import backoff_s
 from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.ledger.entries import Attempt
-from nanobanana_pipeline.model_specs.spec import ModelSpec
-from nanobanana_pipeline.storage.images import BadImage, ImageStore, verify_image
-
-VerifyMode = Literal["full", "structure"]
+from nanobanana_pipeline.storage.images import BadImage
 
 FreshUrls = Callable[[], Awaitable[tuple[str, ...] | None]]
 """Asks for URLs that are valid now: () when the task has none any more, None when it could not be asked."""
@@ -50,24 +45,11 @@ class Delivered:
 
 
 class Delivery:
-    """Downloads, verifies and stores the images of completed tasks."""
+    """Downloads the images of completed tasks and has them filed."""
 
-    def __init__(
-        self,
-        provider: Provider,
-        images: ImageStore,
-        spec: ModelSpec,
-        executor: Executor,
-        *,
-        verify: VerifyMode,
-        patience: Patience,
-        at_once: int,
-    ) -> None:
+    def __init__(self, provider: Provider, filing: Filing, *, patience: Patience, at_once: int) -> None:
         self._provider = provider
-        self._images = images
-        self._spec = spec
-        self._executor = executor
-        self._verify: VerifyMode = verify
+        self._filing = filing
         self._patience = patience
         # Bounds the memory that whole bodies take.
         self._slots = asyncio.Semaphore(at_once)
@@ -108,21 +90,17 @@ class Delivery:
 
     async def _one(self, attempt: Attempt, request: Request, url: str, n: int) -> dict[str, Any] | Fault:
         """One image from one URL, with every try that the URL deserves."""
-        loop = asyncio.get_running_loop()
         fault = Fault("not tried", lasting=False)
         for attempt_number in range(1, self._patience.download_tries + 1):
             async with self._slots:
                 answer = await self._provider.download(url)
                 if isinstance(answer, Downloaded):
-                    stored = await loop.run_in_executor(
-                        self._executor, self._verify_and_store, attempt, request, answer, n, url
-                    )
+                    picture = Picture(attempt, request, n, url, answer)
+                    stored = await self._filing.file(picture)
                     if not isinstance(stored, BadImage):
                         return stored
                     if attempt_number == self._patience.download_tries:
-                        kept = await loop.run_in_executor(
-                            self._executor, self._images.set_aside, attempt.attempt_id, answer.data
-                        )
+                        kept = await self._filing.set_aside(picture)
                         return Fault(f"image {n}: {stored} (kept at {kept})", lasting=True)
                     fault = Fault(f"image {n}: {stored}", lasting=True)
             if isinstance(answer, DownloadError):
@@ -140,42 +118,3 @@ class Delivery:
     async def _back_off(self, number: int) -> None:
         first_s = self._patience.download_backoff_s
         await asyncio.sleep(backoff_s(number, first_s=first_s, longest_s=25 * first_s))
-
-    def _verify_and_store(
-        self, attempt: Attempt, request: Request, downloaded: Downloaded, n: int, url: str
-    ) -> dict[str, Any] | BadImage:
-        """In a thread: decoding and fsync would hold up every other item on the event loop."""
-        data = downloaded.data
-        try:
-            facts = verify_image(
-                data, content_type=downloaded.content_type, mode=self._verify, limits=self._spec.limits
-            )
-        except BadImage as bad:
-            return bad
-        sha256 = hashlib.sha256(data).hexdigest()
-        path = self._images.path_for(
-            attempt.catalogue, attempt.shard, attempt.prompt_id, attempt.sample, sha256, facts.ext, n=n
-        )
-        self._images.write(path, data)
-        expected = self._spec.expected_size(request.aspect_ratio, request.resolution)
-        return {
-            "n": n,
-            "path": path,
-            "sha256": sha256,
-            "bytes": len(data),
-            "format": facts.format,
-            "width": facts.width,
-            "height": facts.height,
-            "expected_width": expected[0] if expected else None,
-            "expected_height": expected[1] if expected else None,
-            "has_c2pa": facts.has_c2pa,
-            "source_url": _without_signature(url),
-        }
-
-
-def _without_signature(url: str) -> str:
-    """The URL without query and fragment: they hold a signature, which is a key while it lasts."""
-    if url.startswith("data:"):
-        return "data:"
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from nanobanana_pipeline.generation.admissions import Admissions, StoppedError
 from nanobanana_pipeline.generation.client import Provider
-from nanobanana_pipeline.generation.delivery import Delivery, VerifyMode
+from nanobanana_pipeline.generation.delivery import Delivery
+from nanobanana_pipeline.generation.filing import THREADS, Filing, VerifyMode
 from nanobanana_pipeline.generation.journal import Journal
 from nanobanana_pipeline.generation.lifecycle import Lifecycle, SettledElsewhereError
 from nanobanana_pipeline.generation.limits import ProviderGate
@@ -31,7 +32,6 @@ from nanobanana_pipeline.ledger.work import Rerun, TakeOver, take_over
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 from nanobanana_pipeline.storage.images import ImageStore
 
-_IMAGE_THREADS: Final = 4
 _DOWNLOADS_AT_ONCE: Final = 32
 _REMEMBER_EVERY_S: Final = 15.0
 _ASK_HOLDERS_EVERY_S: Final = 1.0
@@ -84,17 +84,14 @@ class Engine:
         self._begun = 0
         self._clock_offset_ms = time.time() * 1000 - time.monotonic() * 1000
         self._schedule = PollSchedule(ledger.latencies(spec.name))
-        self._executor = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="images")
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
         self._admissions = Admissions(ledger, worker, options.caps, gate, patience_s=options.policy.task_deadline_s)
         self._lifecycle = Lifecycle(
             ledger=ledger,
             provider=provider,
             delivery=Delivery(
                 provider,
-                images,
-                spec,
-                self._executor,
-                verify=options.verify,
+                Filing(images, spec, self._executor, verify=options.verify),
                 patience=options.patience,
                 at_once=_DOWNLOADS_AT_ONCE,
             ),

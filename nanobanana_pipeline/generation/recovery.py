@@ -17,6 +17,7 @@ from nanobanana_pipeline.catalogue.identity import Request
 from nanobanana_pipeline.generation.answers import PollError
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.delivery import Delivery
+from nanobanana_pipeline.generation.filing import THREADS, Filing
 from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.generation.publishing import publish_shard
 from nanobanana_pipeline.generation.shard_run import OpenProvider
@@ -77,17 +78,10 @@ async def _recover(
     workspace: Workspace, stored: Sequence[StoredAttempt], open_provider: OpenProvider, recovered: Recovered
 ) -> None:
     slots = asyncio.Semaphore(_AT_ONCE)
-    with ThreadPoolExecutor(_AT_ONCE) as executor:
+    with ThreadPoolExecutor(THREADS) as executor:
         async with open_provider() as provider:
-            delivery = Delivery(
-                provider,
-                workspace.images,
-                workspace.spec,
-                executor,
-                verify=workspace.settings.verify,
-                patience=Patience(),
-                at_once=_AT_ONCE,
-            )
+            filing = Filing(workspace.images, workspace.spec, executor, verify=workspace.settings.verify)
+            delivery = Delivery(provider, filing, patience=Patience(), at_once=_AT_ONCE)
 
             async def one(each: StoredAttempt) -> None:
                 async with slots:

@@ -1,29 +1,23 @@
-"""The way bytes take: an httpx transport over aiohttp whose errors say whether a request may have left.
+"""The way bytes take: requests over aiohttp whose errors say whether a request may have left.
 
-Only this knows aiohttp. It does not know the API, the token or what an answer means.
-
-It builds on httpx-aiohttp's transport and replaces how that sends, for what was found in it (0.2.0):
-- a connection that the server drops *after* taking the request is reported as `ConnectTimeout`, which reads as "never
-  sent": the task would be submitted, and paid, a second time;
-- URLs pass through a second quoting, which turns `%2F` in a query into `/` and so breaks signed URLs;
-- looking a name up has no time limit;
-- bodies come in pieces of 16 KB, which costs more than the rest of a download.
+Only this knows aiohttp. It does not know the API, the token or what an answer means. Errors are httpx's, so that they
+read as what they are. Why not httpx's own ways: docs/decisions/0003.
 """
 
 import asyncio
 import os
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from http import HTTPStatus
 from typing import Protocol
 
 import aiohttp
 import httpx
 from aiohttp.client import ClientResponse, ClientSession
-from httpx_aiohttp import AiohttpTransport
 from yarl import URL
 
 from nanobanana_pipeline.generation.hosts import RefusedAddressError, SocketFactory
@@ -67,7 +61,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
-    fault: str | None = None
+    fault: BodyError | None = None
 
 
 class HiddenHeaders(dict[str, str]):
@@ -83,14 +77,13 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(verify=True, trust_env=False)
 
 
-class Transport(AiohttpTransport):
+class Transport:
     """Sends requests; every failure is a `NeverSentError` or a `MaybeSentError`, with a short text that holds no URL.
 
-    Time limits come with each request, as httpx's `timeout` extension in seconds: `connect` for all of looking up,
-    connecting and TLS; `read` between two pieces of an answer. There is no pool limit: how many requests are open is
-    the caller's to bound. A POST is never sent twice, a GET may be, on a connection that turns out to be closed.
-    `sockets`, when given, makes the socket for each address about to be connected to, and may refuse it. Make it
-    inside a running event loop.
+    Time limits come with each request, in seconds; `connect_s` is for all of looking up, connecting and TLS. There is
+    no pool limit: how many requests are open is the caller's to bound. A POST is never sent twice, a GET may be, on a
+    connection that turns out to be closed. `sockets`, when given, makes the socket for each address about to be
+    connected to, and may refuse it. Make it inside a running event loop.
     """
 
     def __init__(self, tls: ssl.SSLContext, *, sockets: SocketFactory | None = None) -> None:
@@ -105,7 +98,6 @@ class Transport(AiohttpTransport):
             read_bufsize=_BUFFER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
         )
-        super().__init__(verify=tls, trust_env=False, client=self._session)
 
     async def ask(
         self,
@@ -120,12 +112,12 @@ class Transport(AiohttpTransport):
     ) -> Answer:
         """One exchange, over within `limit_s`, whose answer has at most `most` bytes.
 
-        The lean way for what is asked all the time: making httpx's objects costs as much as sending does. The URL goes
-        out as it stands. Raises `NeverSentError`, or `MaybeSentError` while not even the head of an answer is there;
-        what goes wrong later is the answer's `fault`.
+        The URL goes out as it stands: quoted anew, a signature would no longer hold. Raises `NeverSentError`, or
+        `MaybeSentError` while not even the head of an answer is there; what goes wrong later is the answer's `fault`.
         """
         response: ClientResponse | None = None
-        body, fault = b"", None
+        body: bytes = b""
+        fault: BodyError | None = None
         try:
             async with asyncio.timeout(limit_s):
                 with _plain_errors():
@@ -139,89 +131,80 @@ class Transport(AiohttpTransport):
                     )
                 body = await _whole_body(response, most)
         except BodyError as error:
-            fault = str(error)
+            fault = error
         except TimeoutError:
-            fault = f"no whole answer within {limit_s:g} s"
+            fault = BodyError(f"no whole answer within {limit_s:g} s")
         finally:
             if response is not None:
                 response.release()
         if response is None:
-            raise MaybeSentError(fault or "no answer")
+            raise MaybeSentError(str(fault or "no answer"))
         return Answer(response.status, response.headers, body, fault)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and return the answer's head; the body follows through its stream."""
-        limits: dict[str, float | None] = request.extensions.get("timeout", {})
+    async def fetch(self, url: str, headers: HiddenHeaders, *, connect_s: float, idle_s: float, most: int) -> Answer:
+        """A GET with an answer of at most `most` bytes, silent for at most `idle_s`; only a success's body is read.
+
+        Raises as `ask` does. How long it may take in all is the caller's to bound.
+        """
         with _plain_errors():
             response = await self._session.request(
-                request.method,
-                # As it stands: it is quoted already, and a signature holds for just these characters.
-                URL(str(request.url), encoded=True),
-                headers=request.headers,
-                data=request.content or None,
+                "GET",
+                URL(url, encoded=True),
+                headers=headers,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(connect=limits.get("connect"), sock_read=limits.get("read")),
+                timeout=_patient(connect_s, idle_s),
             )
-        return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
+        body, fault = b"", None
+        try:
+            if response.status == HTTPStatus.OK:
+                body = await _whole_body(response, most)
+        except BodyError as error:
+            fault = error
+        finally:
+            # One whose body was not read to its end is closed, not used again.
+            response.release()
+        return Answer(response.status, response.headers, body, fault)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._session.close()
 
 
 async def _whole_body(response: ClientResponse, most: int) -> bytes:
-    head = response.headers
-    length = _digits(head.get("content-length", ""))
-    if not length or length > most or "content-encoding" in head:
-        # What is long, compressed or of unknown length is read with care.
-        parts = httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response))
-        return await read_whole(parts, most)
-    try:
-        with _plain_errors():
-            return await response.read()
-    except MaybeSentError as error:
-        raise BodyError(str(error)) from error
-
-
-async def read_whole(response: httpx.Response, most: int) -> bytes:
     """The whole body, at most `most` bytes once decoded. Raises `BodyError`, and `TooLargeError` without reading on.
 
-    The connection is let go in any case. A body of the length that was announced, or none at all, is whole.
+    A body of the length that was announced, or none at all, is whole.
     """
-    pieces: list[bytes] = []
-    room = most
+    head = response.headers
+    length = _digits(head.get("content-length", ""))
+    if length is not None and length > most:
+        raise TooLargeError(f"larger than {most} bytes")
     try:
-        if _announced_bytes(response) > most:
-            raise TooLargeError(f"larger than {most} bytes")
-        inflate = _inflater(response.headers.get("content-encoding", "identity"))
-        async for piece in _stream(response):
-            # One byte more than there is room for is enough to know; a bomb is not inflated any further.
-            plain = piece if inflate is None else inflate.decompress(piece, room + 1)
-            room -= len(plain)
-            if room < 0:
-                raise TooLargeError(f"larger than {most} bytes")
-            pieces.append(plain)
-        if inflate is not None and pieces and not inflate.eof:
-            raise BodyError("the compressed answer ended before it was whole")
+        with _plain_errors():
+            if length and "content-encoding" not in head:
+                return await response.read()
+            # What is compressed or of unknown length is read with care.
+            return await _careful_body(response, most)
     except MaybeSentError as error:
         raise BodyError(str(error)) from error
     except zlib.error as error:
         raise BodyError("the answer is not compressed as it says") from error
-    finally:
-        await discard(response)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def discard(response: httpx.Response) -> None:
-    """Let the connection go. One whose body was not read to its end is closed, not used again."""
-    await _stream(response).aclose()
-
-
-def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
-    stream = response.stream
-    if not isinstance(stream, httpx.AsyncByteStream):
-        raise TypeError("the response comes from no async transport")
-    return stream
-
-
-def _announced_bytes(response: httpx.Response) -> int:
-    return _digits(response.headers.get("content-length", "")) or 0
+async def _careful_body(response: ClientResponse, most: int) -> bytes:
+    pieces: list[bytes] = []
+    room = most
+    inflate = _inflater(response.headers.get("content-encoding", "identity"))
+    async for piece in response.content.iter_chunked(_CHUNK_BYTES):
+        # One byte more than there is room for is enough to know; a bomb is not inflated any further.
+        plain = piece if inflate is None else inflate.decompress(piece, room + 1)
+        room -= len(plain)
+        if room < 0:
+            raise TooLargeError(f"larger than {most} bytes")
+        pieces.append(plain)
+    if inflate is not None and pieces and not inflate.eof:
+        raise BodyError("the compressed answer ended before it was whole")
+    return b"".join(pieces)
 
 
 def _digits(length: str) -> int | None:
@@ -231,6 +214,11 @@ def _digits(length: str) -> int | None:
 @cache
 def _connecting_within(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(connect=seconds)
+
+
+@cache
+def _patient(connect_s: float, idle_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(connect=connect_s, sock_read=idle_s)
 
 
 def _inflater(encoding: str) -> "_Inflater | None":
@@ -250,21 +238,6 @@ class _Inflater(Protocol):
     def eof(self) -> bool: ...
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
-
-
-class _Body(httpx.AsyncByteStream):
-    """The body of an answer, in large pieces."""
-
-    def __init__(self, response: ClientResponse) -> None:
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _plain_errors():
-            async for piece in self._response.content.iter_chunked(_CHUNK_BYTES):
-                yield piece
-
-    async def aclose(self) -> None:
-        self._response.release()
 
 
 @contextmanager

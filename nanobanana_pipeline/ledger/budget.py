@@ -92,16 +92,11 @@ class Counters:
 
     def flush(self) -> None:
         """Write the changes, in one order for every process (rows locked in different orders deadlock)."""
-        for scope, change in sorted(self._changes.items()):
-            if not any(change):
-                continue
-            insert = self._database.upsert(_budget).values(scope=scope, **change._asdict())
-            self._connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=["scope"],
-                    set_={name: _budget.c[name] + insert.excluded[name] for name in Holding._fields},
-                )
-            )
+        rows = [{"scope": scope, **change._asdict()} for scope, change in sorted(self._changes.items()) if any(change)]
+        if rows:
+            insert = self._database.upsert(_budget)
+            added = {name: _budget.c[name] + insert.excluded[name] for name in Holding._fields}
+            self._connection.execute(insert.on_conflict_do_update(index_elements=["scope"], set_=added), rows)
 
     def _load(self, scopes: Iterable[str]) -> None:
         missing = sorted(set(scopes) - self._held.keys())

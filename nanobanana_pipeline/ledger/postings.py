@@ -7,6 +7,7 @@ is sent; a state changes only along `states.MOVES`; money follows the state.
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Protocol
@@ -59,18 +60,36 @@ class Gate(Protocol):
         ...
 
 
-class Postings:
-    """The write side of one transaction of the ledger."""
+class DoubtError(Exception):
+    """Of the moves that were gathered, some are no longer to be made: the transaction is to be done one by one."""
 
-    def __init__(self, database: Database, connection: Connection) -> None:
+
+class Postings:
+    """The write side of one transaction of the ledger.
+
+    With `gather`, moves are believed at first and written together, as a statement costs many times what a row does.
+    Should the book then say otherwise of one of them, `DoubtError` undoes all of it.
+    """
+
+    def __init__(self, database: Database, connection: Connection, *, gather: bool = False) -> None:
         self._database = database
-        self.connection = connection
+        self._connection = connection
+        self._gather = gather
+        self._gathered: dict[sa.Update, list[dict[str, Any]]] = {}
+        self._item_changes: dict[sa.Update, list[dict[str, Any]]] = {}
         self._counters = Counters(database, connection)
         self._changed: list[tuple[Attempt, dict[str, Any]]] = []
         self.now = database.now(connection)
 
+    @property
+    def connection(self) -> Connection:
+        """The transaction, with all that was posted before."""
+        self._write_gathered()
+        return self._connection
+
     def finish(self) -> None:
-        """Write what is gathered until the end of the transaction."""
+        """Write what is gathered until the end of the transaction. Raises `DoubtError`."""
+        self._write_gathered()
         self._counters.flush()
 
     def forget(self) -> None:
@@ -93,16 +112,21 @@ class Postings:
         """
         throttle = self._locked_throttle(gate.account)
         granted, wait_s = gate.grant(throttle, self.now, self._in_flight(), len(wanted))
+        admission = _Admission(self.now)
+        known = self._locked_items(wanted) if granted else {}
         verdicts: list[Verdict] = []
-        taken = 0
         for request in wanted:
-            if taken >= granted:
+            if admission.size >= granted:
                 verdicts.append(Blocked(BlockedBy.RATE, wait_s))
-                continue
-            verdict = self._admit_one(request, worker, caps)
-            taken += isinstance(verdict, Attempt)
-            verdicts.append(verdict)
-        after = gate.take(throttle, self.now, taken)
+            else:
+                # Taken out: of two that want the same item, the second comes too late.
+                row = known.pop(request.candidate.item_id, None)
+                verdicts.append(self._admit_one(request, row, worker, caps, admission))
+        if admission.claims:
+            self.connection.execute(_CLAIM, admission.claims)
+        if admission.rows:
+            self.connection.execute(_INSERT, admission.rows)
+        after = gate.take(throttle, self.now, admission.size)
         if after != throttle:
             self._save_throttle(gate.account, after)
         return verdicts
@@ -111,95 +135,36 @@ class Postings:
         """Change what is known of the provider's limits: `lesson(state, now_ms)` gives the new state."""
         self._save_throttle(account, lesson(self._locked_throttle(account), self.now))
 
-    def _admit_one(self, request: AdmissionRequest, worker: Worker, caps: Caps) -> Verdict:
-        candidate = request.candidate
-        day = datetime.fromtimestamp(self.now / 1000, UTC).date().isoformat()
-        claimed = self.connection.execute(
-            _CLAIM,
-            {
-                "b_item": candidate.item_id,
-                "b_attempts": request.again.attempt if request.again else candidate.attempts,
-                "b_hash": candidate.request_hash,
-                "b_state": ItemState.PENDING if request.again else candidate.state,
-            },
+    def _locked_items(self, wanted: Sequence[AdmissionRequest]) -> dict[str, Any]:
+        """The items as the book has them now, held until the end; in one order, as opposite ones would deadlock."""
+        ids = sorted(request.candidate.item_id for request in wanted)
+        rows = self.connection.execute(self._database.lock_rows(_ITEMS), {"b_items": ids})
+        return {row.item_id: row for row in rows}
+
+    def _admit_one(
+        self, request: AdmissionRequest, row: Any, worker: Worker, caps: Caps, admission: "_Admission"
+    ) -> Verdict:
+        candidate, again = request.candidate, request.again
+        seen = (
+            again.attempt if again else candidate.attempts,
+            candidate.request_hash,
+            ItemState.PENDING if again else candidate.state,
+            True,
         )
-        if claimed.rowcount != 1:
+        if row is None or (row.attempts, row.request_hash, row.state, bool(row.active)) != seen:
             return Stale()
-        scopes = scopes_of(day, candidate.catalogue, worker.run_scope)
+        scopes = scopes_of(admission.day, candidate.catalogue, worker.run_scope)
         shortage = self._counters.reserve(scopes, caps, request.reserve_micros)
         if shortage is not None:
-            self.connection.execute(
-                _UNCLAIM,
-                {"b_item": candidate.item_id, "b_was": ItemState.PENDING if request.again else candidate.state},
-            )
             return Blocked(BlockedBy.BUDGET, shortage=shortage)
-        if request.again is not None:
-            return self._submit_again(request.again, request.reserve_micros, worker, day)
-        return self._first_submit(candidate, request.reserve_micros, worker, day)
-
-    def _first_submit(self, candidate: Candidate, reserve_micros: int, worker: Worker, day: str) -> Attempt:
-        attempt = Attempt(
-            attempt_id=_new_attempt_id(self.now),
-            item_id=candidate.item_id,
-            attempt=candidate.attempts + 1,
-            catalogue=candidate.catalogue,
-            shard=candidate.shard,
-            prompt_id=candidate.prompt_id,
-            sample=candidate.sample,
-            model=candidate.model,
-            resolution=candidate.resolution,
-            request_hash=candidate.request_hash,
-            cause=candidate.cause,
-            root_run_id=worker.root_run_id,
-            run_scope=worker.run_scope,
-            day=day,
-            state=AttemptState.SUBMITTING,
-            reserved_micros=reserve_micros,
-            cost_micros=0,
-            submits=1,
-            polls=0,
-            created_at=self.now,
-            submitted_at=None,
-            completed_at=None,
-            task_id=None,
-            urls=None,
-            text=None,
-            error_kind=None,
-            body=candidate.body,
-        )
-        self.connection.execute(
-            _INSERT,
-            {
-                "attempt_id": attempt.attempt_id,
-                "item_id": attempt.item_id,
-                "attempt": attempt.attempt,
-                "catalogue": attempt.catalogue,
-                "shard": attempt.shard,
-                "prompt_id": attempt.prompt_id,
-                "sample": attempt.sample,
-                "campaign": candidate.campaign,
-                "model": attempt.model,
-                "resolution": attempt.resolution,
-                "request_hash": attempt.request_hash,
-                "cause": candidate.cause,
-                "run_id": worker.run_id,
-                "root_run_id": worker.root_run_id,
-                "run_scope": worker.run_scope,
-                "plan_hash": worker.plan_hash,
-                "owner": worker.owner,
-                "state": attempt.state,
-                "day": day,
-                "created_at": self.now,
-                "submits": 1,
-                "reserved_micros": reserve_micros,
-            },
-        )
-        self.connection.execute(
-            _COUNT, {"b_item": attempt.item_id, "b_attempts": attempt.attempt, "b_id": attempt.attempt_id}
-        )
+        if again is not None:
+            attempt = self._submit_again(again, request.reserve_micros, worker, admission.day)
+        else:
+            attempt = _first_submit(candidate, request.reserve_micros, worker, admission)
+        admission.claim(attempt)
         return attempt
 
-    def _submit_again(self, attempt: Attempt, reserve_micros: int, worker: Worker, day: str) -> Verdict:
+    def _submit_again(self, attempt: Attempt, reserve_micros: int, worker: Worker, day: str) -> Attempt:
         # A refused attempt holds no money, so the day of its reservation may still be today's.
         self._change(attempt, day=day, reserved_micros=reserve_micros, run_scope=worker.run_scope)
         facts = {
@@ -253,7 +218,11 @@ class Postings:
         after = holding(to, attempt.reserved_micros, cost)
         facts["at_risk_micros"] = after.at_risk
         before = attempt.state
-        if not self._update(attempt, before, to, facts):
+        if self._gather and to in MOVES[before]:
+            self._gathered.setdefault(_transition(tuple(sorted(facts))), []).append(
+                _transition_of(attempt, before, to, facts)
+            )
+        elif not self._update(attempt, before, to, facts):
             actual = self._reread(attempt)
             if actual is None or to not in MOVES[actual]:
                 return False
@@ -330,10 +299,18 @@ class Postings:
 
     def _update(self, attempt: Attempt, before: AttemptState, to: AttemptState, facts: dict[str, Any]) -> bool:
         statement = _transition(tuple(sorted(facts)))
-        result = self.connection.execute(
-            statement, {"b_id": attempt.attempt_id, "b_before": before, "b_to": to, **facts}
-        )
+        result = self.connection.execute(statement, _transition_of(attempt, before, to, facts))
         return result.rowcount == 1
+
+    def _write_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        for statement, rows in gathered.items():
+            if self._connection.execute(statement, rows).rowcount != len(rows):
+                raise DoubtError
+        # An item's state hangs on those of its attempts, so items come second.
+        changes, self._item_changes = self._item_changes, {}
+        for statement, rows in changes.items():
+            self._connection.execute(statement, rows)
 
     def _reread(self, attempt: Attempt) -> AttemptState | None:
         query = sa.select(_attempts.c.state, _attempts.c.cost_micros).where(
@@ -354,12 +331,95 @@ class Postings:
     def _set_item(self, attempt: Attempt, before: AttemptState, then: ItemState | None, note: str | None) -> None:
         state = then or ITEM_STATE_OF[attempt.state]
         if attempt.state in _CLOSED:
-            hash_, item = attempt.request_hash, attempt.item_id
-            self.connection.execute(
-                _ITEM_AFTER_CLOSE, {"b_item": item, "b_hash": hash_, "b_state": state, "b_note": note}
-            )
+            row = {"b_item": attempt.item_id, "b_hash": attempt.request_hash, "b_state": state, "b_note": note}
+            self._change_item(_ITEM_AFTER_CLOSE, row)
         elif state is not ITEM_STATE_OF[before]:
-            self.connection.execute(_ITEM_SET, {"b_item": attempt.item_id, "b_state": state})
+            self._change_item(_ITEM_SET, {"b_item": attempt.item_id, "b_state": state})
+
+    def _change_item(self, statement: sa.Update, row: dict[str, Any]) -> None:
+        if self._gather:
+            self._item_changes.setdefault(statement, []).append(row)
+        else:
+            self._connection.execute(statement, row)
+
+
+@dataclass(slots=True)
+class _Admission:
+    """What one round of admissions enters: attempts, and the claims on their items."""
+
+    now: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return len(self.claims)
+
+    @property
+    def day(self) -> str:
+        return datetime.fromtimestamp(self.now / 1000, UTC).date().isoformat()
+
+    def claim(self, attempt: Attempt) -> None:
+        self.claims.append({"b_item": attempt.item_id, "b_attempts": attempt.attempt, "b_attempt": attempt.attempt_id})
+
+
+def _first_submit(candidate: Candidate, reserve_micros: int, worker: Worker, admission: _Admission) -> Attempt:
+    attempt = Attempt(
+        attempt_id=_new_attempt_id(admission.now),
+        item_id=candidate.item_id,
+        attempt=candidate.attempts + 1,
+        catalogue=candidate.catalogue,
+        shard=candidate.shard,
+        prompt_id=candidate.prompt_id,
+        sample=candidate.sample,
+        model=candidate.model,
+        resolution=candidate.resolution,
+        request_hash=candidate.request_hash,
+        cause=candidate.cause,
+        root_run_id=worker.root_run_id,
+        run_scope=worker.run_scope,
+        day=admission.day,
+        state=AttemptState.SUBMITTING,
+        reserved_micros=reserve_micros,
+        cost_micros=0,
+        submits=1,
+        polls=0,
+        created_at=admission.now,
+        submitted_at=None,
+        completed_at=None,
+        task_id=None,
+        urls=None,
+        text=None,
+        error_kind=None,
+        body=candidate.body,
+    )
+    admission.rows.append(
+        {
+            "attempt_id": attempt.attempt_id,
+            "item_id": attempt.item_id,
+            "attempt": attempt.attempt,
+            "catalogue": attempt.catalogue,
+            "shard": attempt.shard,
+            "prompt_id": attempt.prompt_id,
+            "sample": attempt.sample,
+            "campaign": candidate.campaign,
+            "model": attempt.model,
+            "resolution": attempt.resolution,
+            "request_hash": attempt.request_hash,
+            "cause": candidate.cause,
+            "run_id": worker.run_id,
+            "root_run_id": worker.root_run_id,
+            "run_scope": worker.run_scope,
+            "plan_hash": worker.plan_hash,
+            "owner": worker.owner,
+            "state": attempt.state,
+            "day": attempt.day,
+            "created_at": admission.now,
+            "submits": 1,
+            "reserved_micros": reserve_micros,
+        }
+    )
+    return attempt
 
 
 _MIRRORED = frozenset(Attempt.__dataclass_fields__)
@@ -371,22 +431,15 @@ _ASSUMED = {"cause", "root_run_id", "run_scope", "owner", "day", "submits"}
 
 _bind = sa.bindparam
 
+_ITEMS = (
+    sa.select(_items.c.item_id, _items.c.attempts, _items.c.request_hash, _items.c.state, _items.c.active)
+    .where(_items.c.item_id.in_(_bind("b_items", expanding=True)))
+    .order_by(_items.c.item_id)
+)
 _CLAIM = (
     _items.update()
-    .where(
-        _items.c.item_id == _bind("b_item"),
-        _items.c.attempts == _bind("b_attempts"),
-        _items.c.request_hash == _bind("b_hash"),
-        _items.c.state == _bind("b_state"),
-        _items.c.active,
-    )
-    .values(state=ItemState.OPEN.value, note=None)
-)
-_UNCLAIM = _items.update().where(_items.c.item_id == _bind("b_item")).values(state=_bind("b_was"))
-_COUNT = (
-    _items.update()
     .where(_items.c.item_id == _bind("b_item"))
-    .values(attempts=_bind("b_attempts"), last_attempt_id=_bind("b_id"))
+    .values(state=ItemState.OPEN.value, note=None, attempts=_bind("b_attempts"), last_attempt_id=_bind("b_attempt"))
 )
 _INSERT = _attempts.insert()
 _IN_FLIGHT = sa.select(sa.func.count()).where(
@@ -408,7 +461,8 @@ _DEFER = (
 _ITEM_SET = _items.update().where(_items.c.item_id == _bind("b_item")).values(state=_bind("b_state"))
 # Asked for anew, and no image came of it: the item keeps the one that it has.
 _KEEPS_ITS_IMAGE = sa.and_(
-    _bind("b_state").in_([ItemState.FAILED.value, ItemState.DEFERRED.value]),
+    # Not IN: that can't be said of many rows at once.
+    sa.or_(_bind("b_state") == ItemState.FAILED.value, _bind("b_state") == ItemState.DEFERRED.value),
     sa.exists().where(
         _attempts.c.item_id == _items.c.item_id,
         _attempts.c.request_hash == _items.c.request_hash,
@@ -437,6 +491,12 @@ def _transition(columns: tuple[str, ...]) -> sa.Update:
         .where(_attempts.c.attempt_id == _bind("b_id"), _attempts.c.state == _bind("b_before"))
         .values(state=_bind("b_to"), **{name: _bind(name) for name in columns})
     )
+
+
+def _transition_of(
+    attempt: Attempt, before: AttemptState, to: AttemptState, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {"b_id": attempt.attempt_id, "b_before": before, "b_to": to, **facts}
 
 
 def _scopes(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from nanobanana_pipeline.ledger.database import Database, LedgerLostError, is_lost, is_transient
-from nanobanana_pipeline.ledger.postings import Postings
+from nanobanana_pipeline.ledger.postings import DoubtError, Postings
 
 T = TypeVar("T")
 Posting = Callable[[Postings], Any]
@@ -118,30 +118,32 @@ class GroupCommit:
         _answer(batch)
 
     def _transact(self, batch: list[_Waiting]) -> None:
-        retries = 0
+        deadlocks = 0
+        gather = True
         while True:
             transaction = None
             postings: Postings | None = None
             try:
                 with self._database.write() as connection:
-                    postings = Postings(self._database, connection)
+                    postings = Postings(self._database, connection, gather=gather)
                     for waiting in batch:
                         waiting.result = waiting.posting(postings)
                     postings.finish()
                     transaction = self._database.transaction_id(connection)
             except BaseException as error:
-                if isinstance(error, DBAPIError) and is_lost(error) and self._database.committed(transaction):
+                lost = isinstance(error, DBAPIError) and is_lost(error)
+                if lost and self._database.committed(transaction):
                     # Its answer was lost, and it has taken place. Made again, its money would count twice.
                     return
                 if postings is not None:
                     postings.forget()
-                if not isinstance(error, DBAPIError) or not (is_lost(error) or is_transient(error)):
+                if isinstance(error, DoubtError):
+                    gather = False
+                elif isinstance(error, DBAPIError) and is_transient(error) and deadlocks < _RETRIES:
+                    time.sleep(0.01 * 2**deadlocks)
+                    deadlocks += 1
+                elif not lost:
                     raise
-                if is_transient(error):
-                    if retries == _RETRIES:
-                        raise
-                    time.sleep(0.01 * 2**retries)
-                    retries += 1
             else:
                 return
 

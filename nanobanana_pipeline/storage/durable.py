@@ -6,12 +6,16 @@ Only plain `os` calls, as these run once an image. What is written, and where, b
 import contextlib
 import os
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
+from secrets import token_hex
 
 TEMP_PREFIX = ".nanobanana-"
 TEMP_SUFFIX = ".part"
+
+_TOKEN = token_hex(8)
+_count = count()
 
 
 def is_remote(root: str) -> bool:
@@ -47,13 +51,23 @@ def make_folder(path: str) -> None:
         sync(os.path.dirname(folder))  # noqa: PTH120
 
 
-def write_file(path: str, data: bytes) -> None:
-    """Write `data` to `path` in one step: readers see the old file or the whole new one, even after a power cut.
+def write_files(files: Sequence[tuple[str, bytes]]) -> None:
+    """Write each file in one step: readers see the old one or the whole new one, even after a power cut.
 
-    The folder must exist (`FileNotFoundError` if not). A crash leaves at most a temporary file, see `leftovers`.
+    The folders must exist (`FileNotFoundError` if not). A crash leaves at most temporary files, see `leftovers`.
     """
+    for path, data in files:
+        _write_aside(path, data)
+    # Once for all files of a folder: flushing it costs as much as flushing one of them.
+    for folder in {os.path.split(path)[0] for path, _ in files}:
+        sync(folder)
+
+
+def _write_aside(path: str, data: bytes) -> None:
+    """Write and flush a file, and give it its name, which is durable once the folder is flushed."""
     folder, _ = os.path.split(path)
-    temporary = f"{folder}/{TEMP_PREFIX}{uuid.uuid4().hex}{TEMP_SUFFIX}"
+    # A process that was forked from this one has the same token and count, and one on another host the same number.
+    temporary = f"{folder}/{TEMP_PREFIX}{_TOKEN}-{os.getpid()}-{next(_count)}{TEMP_SUFFIX}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -67,7 +81,6 @@ def write_file(path: str, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)  # noqa: PTH108
         raise
-    sync(folder)
 
 
 def leftovers(folder: str, older_than_s: float) -> Iterator[str]:

@@ -7,6 +7,7 @@ Paths are relative to the output, with forward slashes, as the tables show them.
 import hashlib
 import os
 import posixpath
+from collections.abc import Sequence
 from pathlib import Path
 
 from nanobanana_pipeline.catalogue.identity import safe_name
@@ -41,23 +42,34 @@ class ImageStore:
         name = f"{safe_name(prompt_id)}-{which}-{sha256[:_SHA_DIGITS]}.{ext}"
         return f"{IMAGES}/{safe_name(catalogue)}/{safe_name(shard)}/{name}"
 
+    @property
+    def local(self) -> bool:
+        """Whether images are files of this machine."""
+        return self._local is not None
+
     def write(self, relative: str, data: bytes) -> None:
         """Store `data` at `relative`, whole and durable when this returns. What was there is replaced in one step."""
+        self.write_all([(relative, data)])
+
+    def write_all(self, files: Sequence[tuple[str, bytes]]) -> None:
+        """Store several files, each as `write` does; should one fail, any of them may be there, whole."""
         if self._local is None:
             filesystem, base = open_uri(self.root)
-            # An object store shows an object only once it is there in full.
-            filesystem.pipe_file(f"{base}/{_inside(relative)}", data)
+            for relative, data in files:
+                # An object store shows an object only once it is there in full.
+                filesystem.pipe_file(f"{base}/{_inside(relative)}", data)
             return
-        path = f"{self._local}/{_inside(relative)}"
-        folder, _ = os.path.split(path)
-        if folder not in self._ready_folders:
+        paths = [(f"{self._local}/{_inside(relative)}", data) for relative, data in files]
+        folders = {os.path.split(path)[0] for path, _ in paths}
+        for folder in folders - self._ready_folders:
             durable.make_folder(folder)
             self._ready_folders.add(folder)
         try:
-            durable.write_file(path, data)
+            durable.write_files(paths)
         except FileNotFoundError:  # someone tidied up under us
-            durable.make_folder(folder)
-            durable.write_file(path, data)
+            for folder in folders:
+                durable.make_folder(folder)
+            durable.write_files(paths)
 
     def read(self, relative: str) -> bytes:
         """The bytes at `relative`; `FileNotFoundError` when there are none."""

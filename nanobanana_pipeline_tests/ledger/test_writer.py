@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.budget import Caps
-from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt
+from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Stale
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.postings import Postings
 from nanobanana_pipeline.ledger.states import AttemptState, Holding, ItemState
@@ -150,3 +151,50 @@ def test_admissions_beside_a_bad_posting_reserve_once(ledger: Ledger, caps: Caps
     open_ones = {row.attempt_id: row.submits for row in rows if row.state == S.SUBMITTING}
     assert open_ones == {each.attempt_id: each.submits for each in made}
     assert open_ones[first.attempt_id] == 2
+
+
+def moving(ledger: Ledger, attempt: Attempt, to: AttemptState, **facts: Any) -> Work:
+    """A posting that moves an attempt."""
+    return lambda: ledger.post(lambda postings: postings.move(attempt, to, **facts))
+
+
+def test_many_moves_in_one_transaction(ledger: Ledger) -> None:
+    """Written as rows of a few statements, each still moves its own attempt, item and money."""
+    enter(ledger, [prompt(f"p{n}") for n in range(10)])
+    attempts = attempts_of(ledger, SHARDS[0])
+    # Answers that come at once name their task as well: other columns, so another statement.
+    facts: list[dict[str, Any]] = [{"task_id": "task", "submitted_at": 1}, {}]
+    works = [moving(ledger, each, S.COMPLETED, cost_micros=COST, **facts[n % 2]) for n, each in enumerate(attempts)]
+    assert together(ledger, [works]) == [[True] * 10]
+    ends = [S.STORED] * 4 + [S.UNUSABLE] * 6
+    assert together(ledger, [[moving(ledger, *pair) for pair in zip(attempts, ends, strict=True)]]) == [[True] * 10]
+    with ledger.database.read() as connection:
+        items = {row.item_id: row.state for row in connection.execute(sa.select(schema.items))}
+        rows = {row.attempt_id: row.state for row in connection.execute(sa.select(schema.attempts))}
+    assert [rows[each.attempt_id] for each in attempts] == ends == [each.state for each in attempts]
+    assert [items[each.item_id] for each in attempts] == [ItemState.DONE] * 4 + [ItemState.FAILED] * 6
+    assert ledger.counters()["catalogue:cat"] == Holding(spent=10 * COST)
+
+
+def test_one_that_was_settled_elsewhere_is_told_so_and_the_others_move(ledger: Ledger) -> None:
+    """A move is believed at first; the book's word against one of them must neither undo nor repeat the others."""
+    enter(ledger, [prompt(f"p{n}") for n in range(A_SHARD)])
+    attempts = attempts_of(ledger, SHARDS[0])
+    with ledger.posting() as postings:
+        assert postings.move(replace(attempts[2]), S.COMPLETED, cost_micros=1)
+    (verdicts,) = together(ledger, [[completing(ledger, each, spoilt=False) for each in attempts]])
+    assert verdicts == [True, True, False, True, True, True]
+    assert ledger.counters()["catalogue:cat"] == Holding(spent=5 * COST + 1)
+
+
+def test_of_two_that_want_the_same_items_one_has_them(ledger: Ledger) -> None:
+    """Two rounds of admissions with the same view, in one transaction, make one attempt an item."""
+    enter(ledger, [prompt("a"), prompt("b")])
+    requests = [AdmissionRequest(candidate, PRICE) for candidate in waiting(ledger)]
+
+    def admission() -> Coroutine[Any, Any, Any]:
+        return ledger.post(lambda postings: postings.admit(requests, WORKER, NO_CAPS, OpenGate()))
+
+    (rounds,) = together(ledger, [[admission, admission]])
+    assert [type(verdict) for verdicts in rounds for verdict in verdicts] == [Attempt, Attempt, Stale, Stale]
+    assert ledger.counters()["catalogue:cat"] == Holding(reserved=2 * PRICE)
