@@ -10,7 +10,7 @@ import dagster as dg
 import pyarrow as pa
 
 from nanobanana_pipeline.ledger.budget import usd
-from nanobanana_pipeline.reporting.costs import cell
+from nanobanana_pipeline.reporting.glance import cell
 from nanobanana_pipeline.storage.schemas import SCHEMAS, description_of
 from nanobanana_pipeline.storage.tables import Tables
 

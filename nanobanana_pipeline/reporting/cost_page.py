@@ -52,7 +52,8 @@ def cost_data(workspace: Workspace) -> Json:
             "caps": _caps(workspace, counters, today),
             "spending": _spending(figures.spending(connection)),
             "moments": _moments(connection),
-            "labels": _labels(figures.by_label(connection)),
+            "deferred": [dict(row) for row in figures.deferred(connection)],
+            "labels": _labels(figures.by_label(connection), figures.deferred_by_label(connection)),
             "failures": [dict(row) for row in figures.failed_attempts(connection)],
             "latencies": _latencies(connection),
             "plans": list(_plans(connection, plans)),
@@ -126,7 +127,7 @@ def _moments(connection: Connection) -> Json | None:
     }
 
 
-def _labels(rows: Iterable[Mapping[str, Any]]) -> list[Json]:
+def _labels(rows: Iterable[Mapping[str, Any]], deferred: Mapping[tuple[str, str | None], int]) -> list[Json]:
     """By label: its values with their sums, the costliest first."""
     labels: dict[str, dict[str | None, Counter[str]]] = {}
     for row in rows:
@@ -138,7 +139,12 @@ def _labels(rows: Iterable[Mapping[str, Any]]) -> list[Json]:
         if row["outcome"] in WASTE:
             sums["wasted_micros"] += row["cost_micros"]
     return [
-        {"name": name, "values": [{"value": value, **sums} for value, sums in values.items()]}
+        {
+            "name": name,
+            "values": [
+                {"value": value, **sums, "deferred": deferred.get((name, value), 0)} for value, sums in values.items()
+            ],
+        }
         for name, values in labels.items()
     ]
 

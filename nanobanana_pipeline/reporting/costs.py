@@ -9,17 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from nanobanana_pipeline.generation.publishing import STATUS_OF, Row, replace_rows, usd
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import budget
-from nanobanana_pipeline.reporting import figures
+from nanobanana_pipeline.reporting import figures, glance
 from nanobanana_pipeline.reporting.figures import WASTE, Outcome, Scope
-from nanobanana_pipeline.reporting.sparkline import bars_markdown
+from nanobanana_pipeline.reporting.glance import bar, cell
 
-_DAYS_SHOWN: Final = 30
-_ROWS_SHOWN: Final = 12
+_Group = TypeVar("_Group")
 
 
 @dataclass(slots=True)
@@ -54,35 +53,36 @@ class CostReport:
     by_day: dict[str, Totals] = field(default_factory=dict)
     by_group: dict[tuple[str, str | None, str], Totals] = field(default_factory=dict)
 
+    def add(self, row: Any) -> None:
+        """Count a row in."""
+        self.rows += 1
+        self.totals.add(row)
+        self.by_day.setdefault(row["day"], Totals()).add(row)
+        group = (row["catalogue"], row["campaign"], row["resolution"])
+        self.by_group.setdefault(group, Totals()).add(row)
+
     @property
     def days(self) -> int:
         """Days with an attempt."""
         return len(self.by_day)
 
     @property
-    def markdown(self) -> str:
-        """The report in a few kilobytes, for Dagster's metadata: spending by day as bars, and the costliest groups."""
-        totals = self.totals
-        lines = [
-            *(["**Simulated: no money was spent.**", ""] if self.simulated else []),
-            f"**{shown(totals.cost_micros)}** for {totals.images:,} images"
-            + (f", {shown(totals.at_risk_micros)} at risk" if totals.at_risk_micros else ""),
-            "",
-            *bars_markdown({day: by_day.cost_micros for day, by_day in list(self.by_day.items())[-_DAYS_SHOWN:]}),
-            "",
-            "| catalogue | campaign | resolution | images | cost | at risk | an image |",
-            "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    def chart(self) -> str:
+        """Spending by day as bars, the latest first, in markdown that Dagster shows where it stands."""
+        highest = max((totals.cost_micros for totals in self.by_day.values()), default=0)
+        days = reversed(self.by_day.items())
+        rows = [[day, shown(sums.cost_micros), bar(sums.cost_micros, highest)] for day, sums in days]
+        return glance.table(("day", "cost", ""), rows, names=1, title=_title(self.simulated), rest=" days")
+
+    @property
+    def table(self) -> str:
+        """The costliest groups, in markdown that Dagster shows where it stands."""
+        rows = [
+            [cell(catalogue), cell(campaign or "-"), resolution, *_figures(sums)]
+            for (catalogue, campaign, resolution), sums in _costliest(self.by_group)
         ]
-        groups = sorted(self.by_group.items(), key=lambda entry: -entry[1].cost_micros)
-        for (catalogue, campaign, resolution), sums in groups[:_ROWS_SHOWN]:
-            each = sums.cost_per_image_micros
-            lines.append(
-                f"| {cell(catalogue)} | {cell(campaign or '-')} | {cell(resolution)} | {sums.images:,} "
-                f"| {shown(sums.cost_micros)} | {shown(sums.at_risk_micros)} | {'-' if each is None else shown(each)} |"
-            )
-        if len(groups) > _ROWS_SHOWN:
-            lines += ["", f"and {len(groups) - _ROWS_SHOWN} more: see the cost report, or the table `cost_daily`"]
-        return "\n".join(lines)
+        header = ("catalogue", "campaign", "resolution", *_FIGURES)
+        return glance.table(header, rows, names=3, title=_title(self.simulated), rest=" in `cost_daily`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,24 +145,27 @@ def publish_cost_daily(workspace: Workspace) -> CostReport:
     sums over the row's attempts, so their totals are those of `attempts` and `results` to the micro-dollar; `items` may
     not be added up over rows, as an item can have attempts on several days.
     """
-    stamp = workspace.ledger.stamp
-    simulated = workspace.settings.simulated if stamp is None else stamp.mode == "simulated"
-    report = CostReport(simulated)
+    report = CostReport(_simulated(workspace))
 
     def make() -> Iterator[Row]:
         nonlocal report
         # Anew: another writer may have been first, and then all of it is read again.
-        report = CostReport(simulated)
+        report = CostReport(report.simulated)
         with workspace.ledger.database.read() as connection:
             for row in figures.daily(connection):
-                report.rows += 1
-                report.totals.add(row)
-                report.by_day.setdefault(row["day"], Totals()).add(row)
-                group = (row["catalogue"], row["campaign"], row["resolution"])
-                report.by_group.setdefault(group, Totals()).add(row)
+                report.add(row)
                 yield _cost_row(row)
 
     replace_rows(workspace, "cost_daily", {}, make)
+    return report
+
+
+def daily_costs(workspace: Workspace) -> CostReport:
+    """What `cost_daily` would hold, were it written now."""
+    report = CostReport(_simulated(workspace))
+    with workspace.ledger.database.read() as connection:
+        for row in figures.daily(connection):
+            report.add(row)
     return report
 
 
@@ -193,6 +196,28 @@ def summary(
     )
 
 
+def shard_tables(workspace: Workspace, shard: str) -> tuple[str, str]:
+    """A shard's money by campaign and resolution, and by what it bought, with bars; as short as `CostReport.table`."""
+    by_group: dict[tuple[str | None, str], Totals] = {}
+    by_outcome: dict[str, Totals] = {}
+    with workspace.ledger.database.read() as connection:
+        for row in figures.spending(connection, Scope(shard=shard)):
+            by_group.setdefault((row["campaign"], row["resolution"]), Totals()).add(row)
+            by_outcome.setdefault(row["outcome"], Totals()).add(row)
+    groups = [[cell(campaign or "-"), size, *_figures(sums)] for (campaign, size), sums in _costliest(by_group)]
+    held = {outcome: sums.cost_micros + sums.at_risk_micros for outcome, sums in by_outcome.items()}
+    highest = max(held.values(), default=0)
+    bought = [
+        [outcome.replace("_", " "), shown(micros), bar(micros, highest)]
+        for outcome, micros in sorted(held.items(), key=lambda entry: -entry[1])
+        if micros
+    ]
+    return (
+        glance.table(("campaign", "resolution", *_FIGURES), groups, names=2, rest=" in `attempts`"),
+        glance.table(("what it bought", "cost", ""), bought, names=1),
+    )
+
+
 def per_image(cost_micros: int, images: int) -> int | None:
     """Micro-dollars an image, rounded half up; None without images."""
     return (2 * cost_micros + images) // (2 * images) if images else None
@@ -205,12 +230,28 @@ def shown(micros: int) -> str:
     return f"${dollars.quantize(places, ROUND_HALF_UP):,}"
 
 
-def cell(text: str) -> str:
-    """Text for a cell of a markdown table: nothing in it can begin markup or end the cell."""
-    return "".join(f"&#{ord(c)};" if c in _MARKUP else c for c in " ".join(text.split()))[:200]
+_FIGURES: Final = ("images", "cost", "at risk", "an image")
 
 
-_MARKUP: Final = frozenset("\\`*_{}[]()<>#+!|&~$")
+def _figures(sums: Totals) -> list[str]:
+    each = sums.cost_per_image_micros
+    money = [shown(sums.cost_micros), shown(sums.at_risk_micros), "-" if each is None else shown(each)]
+    return [f"{sums.images:,}", *money]
+
+
+def _costliest(groups: dict[_Group, Totals]) -> list[tuple[_Group, Totals]]:
+    return sorted(groups.items(), key=lambda entry: -entry[1].cost_micros)
+
+
+def _simulated(workspace: Workspace) -> bool:
+    stamp = workspace.ledger.stamp
+    return workspace.settings.simulated if stamp is None else stamp.mode == "simulated"
+
+
+def _title(simulated: bool) -> str:  # noqa: FBT001 - one word of the title hangs on it
+    return "Simulated: no money was spent." if simulated else ""
+
+
 _TOTALS: Final = (
     "attempts",
     "submitted",

@@ -142,10 +142,7 @@ def spending(connection: Connection, scope: Scope = EVERYTHING) -> Iterator[Mapp
 
 def by_label(connection: Connection) -> Iterator[Mapping[str, Any]]:
     """Attempts, images and money by label (`name`, `value`) of the item as it is now, the costliest values of each."""
-    if connection.dialect.name == "postgresql":
-        labels = sa.func.json_each_text(sa.cast(_items.c.labels, sa.JSON)).table_valued("key", "value").lateral("label")
-    else:
-        labels = sa.func.json_each(_items.c.labels).table_valued("key", "value", name="label")
+    labels = _labels(connection)
     # By name in GROUP BY as well: written out twice, their bound parameters would be different ones to PostgreSQL.
     groups = [
         labels.c.key.label("name"),
@@ -168,6 +165,32 @@ def by_label(connection: Connection) -> Iterator[Mapping[str, Any]]:
     ranked = sa.select(*with_total.c, rank.label("rank")).subquery()
     query = sa.select(*ranked.c).where(ranked.c.rank <= LABEL_VALUES).order_by(ranked.c.name, ranked.c.rank)
     yield from _rows(connection, query)
+
+
+def deferred(connection: Connection) -> Iterator[Mapping[str, Any]]:
+    """Items of the catalogues that were put off, by catalogue, campaign, model and resolution."""
+    requests = schema.requests
+    groups = [_items.c.catalogue, _items.c.campaign, requests.c.model, requests.c.resolution]
+    query = (
+        sa.select(*groups, sa.func.count().label("items"))
+        .select_from(_items.join(requests, requests.c.request_hash == _items.c.request_hash))
+        .where(*_PUT_OFF_NOW)
+        .group_by(*groups)
+    )
+    yield from _rows(connection, query)
+
+
+def deferred_by_label(connection: Connection) -> dict[tuple[str, str | None], int]:
+    """How many items of the catalogues were put off, by label and value."""
+    labels = _labels(connection)
+    groups = [labels.c.key.label("name"), sa.cast(labels.c.value, sa.Text).label("value")]
+    query = (
+        sa.select(*groups, sa.func.count().label("items"))
+        .select_from(_items.join(labels, sa.true()))
+        .where(_items.c.labels.is_not(None), *_PUT_OFF_NOW)
+        .group_by(*groups)
+    )
+    return {(row["name"], row["value"]): row["items"] for row in _rows(connection, query)}
 
 
 def by_moment(connection: Connection, step_ms: int) -> Iterator[Mapping[str, Any]]:
@@ -326,6 +349,16 @@ def _sums(connection: Connection) -> list[sa.Label[Any]]:
         sa.func.sum(_attempts.c.cost_micros).label("cost_micros"),
         sa.func.sum(_attempts.c.at_risk_micros).label("at_risk_micros"),
     ]
+
+
+_PUT_OFF_NOW: Final = (_items.c.active, _items.c.state == ItemState.DEFERRED.value)
+
+
+def _labels(connection: Connection) -> Any:
+    """The labels of each item, as rows of `key` and `value`."""
+    if connection.dialect.name == "postgresql":
+        return sa.func.json_each_text(sa.cast(_items.c.labels, sa.JSON)).table_valued("key", "value").lateral("label")
+    return sa.func.json_each(_items.c.labels).table_valued("key", "value", name="label")
 
 
 def _flag(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:

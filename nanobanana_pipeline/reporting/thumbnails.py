@@ -22,7 +22,10 @@ THUMBNAILS: Final = "thumbnails"
 """The folder of the thumbnails, under the output."""
 
 SIDE: Final = 320
-"""The longer side of a thumbnail, in pixels."""
+"""The longer side of a thumbnail, in pixels, unless the shorter would fall below `LEAST_SIDE`."""
+LEAST_SIDE: Final = 240
+"""About the height of a row in the gallery: a strip of 8 to 1 would be a blur at 40 pixels."""
+_MOST_SIDE: Final = 8 * LEAST_SIDE
 _QUALITY: Final = 72
 _CHUNK: Final = 256
 _MOST_THREADS: Final = 8
@@ -84,9 +87,12 @@ def _ensure(store: ImageStore, image: Pictured) -> bool:
 
 def _thumbnail(data: bytes) -> bytes:
     with Image.open(io.BytesIO(data)) as picture:
+        longer, shorter = max(picture.size), min(picture.size)
+        shrink = min(1.0, max(SIDE / longer, LEAST_SIDE / shorter), _MOST_SIDE / longer)
+        width, height = (max(1, round(side * shrink)) for side in picture.size)
         # A JPEG can be decoded at a fraction of its size, which saves most of the time.
-        picture.draft("RGB", (2 * SIDE, 2 * SIDE))
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        picture.draft("RGB", (2 * width, 2 * height))
+        picture.thumbnail((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
         small = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
         written = io.BytesIO()
         small.save(written, "WEBP", quality=_QUALITY, method=3)

@@ -283,7 +283,8 @@ class Tables:
                 configuration={
                     "delta.checkpointInterval": str(delta_log.CHECKPOINT_EVERY),
                     "delta.dataSkippingStatsColumns": ",".join(c for c in STATISTICS_COLUMNS if c in schema.names),
-                    "delta.logRetentionDuration": f"interval {delta_log.LOG_KEPT_S} seconds",
+                    # What an object store keeps of the log: as much as there are files for.
+                    "delta.logRetentionDuration": f"interval {_DELETED_KEPT_H} hours",
                     **({_MODE: self._mode} if self._mode else {}),
                 },
                 raise_if_key_not_exists=False,  # ours is no key of Delta's

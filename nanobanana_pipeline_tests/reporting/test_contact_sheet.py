@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from nanobanana_pipeline.reporting.contact_sheet import MARKDOWN_BYTES, contact_sheet
-from nanobanana_pipeline.reporting.thumbnails import SIDE, Pictured, make_missing, thumbnail_path
+from nanobanana_pipeline.reporting.thumbnails import Pictured, make_missing, thumbnail_path
 from nanobanana_pipeline.storage.images import ImageStore
 from nanobanana_pipeline_tests.reporting.conftest import World, rows
 
@@ -83,7 +83,33 @@ def test_a_missing_or_torn_image_has_no_thumbnail(tmp_path: Path) -> None:
 
     assert made == {"images/good.png": True, "images/torn.png": False, "images/gone.png": False, "../out.png": False}
     with Image.open(tmp_path / thumbnail_path("good" * 16)) as thumbnail:
-        assert (thumbnail.format, thumbnail.size) == ("WEBP", (SIDE, 40))
+        assert thumbnail.format == "WEBP"
+
+
+@pytest.mark.parametrize(
+    ("image", "thumbnail"),
+    [
+        ((1024, 1024), (320, 320)),
+        ((1376, 768), (430, 240)),
+        ((384, 3072), (240, 1920)),
+        ((1536, 192), (1536, 192)),
+        ((8000, 100), (1920, 24)),
+        ((64, 48), (64, 48)),
+    ],
+)
+def test_a_thumbnail_is_as_sharp_as_a_row_of_the_gallery_is_high(
+    tmp_path: Path, image: tuple[int, int], thumbnail: tuple[int, int]
+) -> None:
+    """Strips of 8 to 1 were 40 pixels high, and a blur on the wall; none is larger than its image."""
+    store = ImageStore(tmp_path)
+    data = io.BytesIO()
+    Image.new("RGB", image, "red").save(data, "JPEG")
+    store.write("images/a.jpg", data.getvalue())
+
+    list(make_missing(store, [Pictured("images/a.jpg", "ab" * 16)]))
+
+    with Image.open(tmp_path / thumbnail_path("ab" * 16)) as made:
+        assert made.size == thumbnail
 
 
 def test_transparency_is_kept(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import sqlalchemy as sa
 
 from nanobanana_pipeline.ledger import budget, schema
 from nanobanana_pipeline.ledger.work import Rerun
-from nanobanana_pipeline.reporting.costs import cell, per_image, publish_cost_daily, shown, summary
+from nanobanana_pipeline.reporting.cost_page import cost_data
+from nanobanana_pipeline.reporting.costs import per_image, publish_cost_daily, shard_tables, shown, summary
+from nanobanana_pipeline.reporting.glance import INLINE_CHARS, bar, cell
 from nanobanana_pipeline_tests.reporting.conftest import World, rows
 
 FAULTS = (
@@ -128,6 +130,22 @@ def test_a_summary_can_be_of_one_run_shard_or_catalogue(world: Callable[..., Wor
     assert summary(workspace).as_dict()["cost_usd"] == budget.usd(sum(parts))
 
 
+def test_what_was_put_off_stands_beside_what_was_spent(world: Callable[..., World], ledger_url: str) -> None:
+    """Whoever sees a campaign's costs must see that a third of it was not even tried, for want of room."""
+    made = world(ledger_url=ledger_url, budget_usd=Decimal("0.30"), max_in_flight=1)
+    made.catalogue("plain", rows(9, campaign=["a", None], style=["ink", "oil"]))
+    made.run()
+
+    data = cost_data(made.workspace)
+
+    put_off = summary(made.workspace).items["deferred"]
+    assert 0 < put_off < 9
+    assert {row["campaign"] for row in data["deferred"]} == {"a", None}
+    assert sum(row["items"] for row in data["deferred"]) == put_off
+    (style,) = data["labels"]
+    assert sum(value["deferred"] for value in style["values"]) == put_off
+
+
 def test_an_empty_ledger_makes_empty_reports(world: Callable[..., World]) -> None:
     """The first thing a new user may ask for is the report: that must not be a traceback."""
     made = world()
@@ -139,18 +157,21 @@ def test_an_empty_ledger_makes_empty_reports(world: Callable[..., World]) -> Non
     assert made.workspace.tables.read("cost_daily").num_rows == 0
 
 
-def test_the_markdown_stays_small_and_holds_no_markup_of_a_stranger(world: Callable[..., World]) -> None:
+def test_what_is_seen_in_passing_is_short_and_holds_no_markup_of_a_stranger(world: Callable[..., World]) -> None:
     """Metadata is kept in Dagster's event log for good, and campaigns are whatever a file says."""
     made = world()
     made.catalogue("plain", rows(30, campaign=[f"[x](javascript:alert({i}))|<b>" for i in range(30)]))
     made.run()
 
-    markdown = publish_cost_daily(made.workspace).markdown
+    report = publish_cost_daily(made.workspace)
 
-    assert len(markdown) < 10_000
-    assert "<b>" not in markdown
-    assert "](" not in markdown
-    assert "Simulated" in markdown
+    for markdown in (report.chart, report.table, *shard_tables(made.workspace, "plain-000000")):
+        assert len(markdown) < INLINE_CHARS, "Dagster would hide it behind a link"
+        assert "<b>" not in markdown
+        assert "](" not in markdown
+    assert "Simulated" in report.chart
+    assert report.table.splitlines()[-1].endswith(" more in `cost_daily`")
+    assert f"| {shown(report.totals.cost_micros)} | ████████████████ |" in report.chart
 
 
 def test_money_is_rounded_half_up_and_shown_with_the_digits_that_matter() -> None:
@@ -165,6 +186,8 @@ def test_money_is_rounded_half_up_and_shown_with_the_digits_that_matter() -> Non
         "$1,234.57",
     ]
     assert cell("a|b\n*c*") == "a&#124;b &#42;c&#42;"
+    assert [bar(value, 16) for value in (0, 1, 8, 16)] == ["", "█", "█" * 8, "█" * 16]
+    assert bar(1, 1_000_000) == "▏", "what is not nothing must be seen"
 
 
 def test_totals_are_traceable_to_attempts(world: Callable[..., World]) -> None:

@@ -204,8 +204,10 @@ def test_filters_and_search_find_items(browser: Browser, site: Site) -> None:
         page.get_by_label("Removed items").select_option("only")
         expect(found).to_contain_text("1 item of")
         page.get_by_label("Search prompts").fill("no such thing")
-        expect(found).to_contain_text("Nothing matches")
+        expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
         assert page.locator(".wall li").count() == 0
+        page.get_by_role("button", name="Clear search and filters").click()
+        expect(found).to_contain_text("35 items")
 
 
 def test_an_item_shows_all_that_is_known_of_it(browser: Browser, site: Site) -> None:
@@ -339,7 +341,7 @@ def _seconds_until_usable(browser: Browser, gallery: str) -> float:
 def test_an_empty_output_has_pages(browser: Browser, world: Callable[..., World]) -> None:
     """Whoever looks first and runs later must see that there is nothing, and no error."""
     pages = write_site(world().workspace)
-    for page, says in ((pages.cost_report, "Nothing was run yet."), (pages.gallery, "Nothing was made yet.")):
+    for page, says in ((pages.cost_report, "Nothing was run yet."), (pages.gallery, "Nothing was made yet")):
         with visit(browser, page) as seen:
             expect(seen.page.get_by_text(says).first).to_be_visible()
             assert seen.complaints == []

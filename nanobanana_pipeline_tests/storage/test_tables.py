@@ -261,6 +261,9 @@ def test_files_are_compressed_and_carry_few_statistics(tables: Tables) -> None:
     (stats,) = (json.loads(json.loads(line)["add"]["stats"]) for line in entry.splitlines() if '"add"' in line)
     assert stats["minValues"] == stats["maxValues"] == {"catalogue": "a", "shard": "a"}
     assert stats["numRecords"] == 3
+    # In an object store, a look back reaches as far as the files of replaced rows are kept.
+    configuration = DeltaTable(tables.uri("results")).metadata().configuration
+    assert configuration["delta.logRetentionDuration"] == "interval 168 hours"
 
 
 def test_simulated_and_real_rows_never_mix(tables: Tables, tmp_path: Path) -> None:

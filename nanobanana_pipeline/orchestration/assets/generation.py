@@ -39,7 +39,7 @@ from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAG
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.reporting.approval import ApprovalNeededError, Ruling, rule_of_shard
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
-from nanobanana_pipeline.reporting.costs import summary
+from nanobanana_pipeline.reporting.costs import shard_tables, summary
 from nanobanana_pipeline.reporting.draft import Wanted
 
 GROUP: Final = "generation"
@@ -277,7 +277,9 @@ def _materializations(run: _Run, workspace: Workspace, report: ShardReport) -> l
     pictures: Metadata = {"contact_sheet": dg.MetadataValue.md(sheet.markdown)}
     if sheet.path is not None:
         pictures["larger_sheet"] = dg.MetadataValue.path(f"{workspace.output}/{sheet.path}")
-    extra: dict[str, Metadata] = {"images": pictures}
+    by_group, by_outcome = shard_tables(workspace, run.shard)
+    costs: Metadata = {"costs": dg.MetadataValue.md(by_group), "bought": dg.MetadataValue.md(by_outcome)}
+    extra: dict[str, Metadata] = {"images": pictures | costs, "attempts": costs}
     return [
         dg.MaterializeResult(
             asset_key=name,

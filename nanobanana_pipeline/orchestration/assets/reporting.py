@@ -9,10 +9,10 @@ from nanobanana_pipeline.orchestration import checks, previews
 from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS
 from nanobanana_pipeline.orchestration.assets.generation import ATTEMPTS, IMAGES, RESULTS
 from nanobanana_pipeline.orchestration.failures import at_work, one_line_failures
-from nanobanana_pipeline.orchestration.metadata import MODE, money, table_definition, table_state
+from nanobanana_pipeline.orchestration.metadata import MODE, Metadata, money, table_definition, table_state
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource, mode_of
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
-from nanobanana_pipeline.reporting.costs import publish_cost_daily
+from nanobanana_pipeline.reporting.costs import CostReport, daily_costs, publish_cost_daily
 from nanobanana_pipeline.reporting.pages import write_cost_report, write_gallery
 
 GROUP: Final = "reporting"
@@ -43,7 +43,7 @@ def cost_daily(context: dg.AssetExecutionContext, nano_banana: NanoBananaResourc
                 "images": report.totals.images,
                 "tokens": report.totals.tokens,
                 "days": report.days,
-                "costs": dg.MetadataValue.md(report.markdown),
+                **_at_a_glance(report),
                 **table_state(workspace.tables, "cost_daily"),
             }
         )
@@ -93,7 +93,24 @@ def cost_report(context: dg.AssetExecutionContext, nano_banana: NanoBananaResour
     with at_work(context), nano_banana.open_workspace() as workspace:
         checks.refuse_wrong_tables(context.instance)
         page = write_cost_report(workspace)
-        return dg.MaterializeResult(metadata={MODE: mode_of(workspace), "page": dg.MetadataValue.path(page)})
+        report = daily_costs(workspace)
+        return dg.MaterializeResult(
+            metadata={
+                MODE: mode_of(workspace),
+                "page": dg.MetadataValue.path(page),
+                **money("cost", report.totals.cost_micros),
+                **money("at_risk", report.totals.at_risk_micros),
+                **_at_a_glance(report),
+            }
+        )
+
+
+def _at_a_glance(report: CostReport) -> Metadata:
+    """The report's figures, short enough to be seen without a click."""
+    return {
+        "spending_by_day": dg.MetadataValue.md(report.chart),
+        "costs": dg.MetadataValue.md(report.table),
+    }
 
 
 @dg.asset(

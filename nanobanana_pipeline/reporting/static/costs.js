@@ -3,7 +3,7 @@
 
 (() => {
   const nb = globalThis.nanobanana;
-  const { el, fill, usd, exactUsd, count, share, seconds, words } = nb;
+  const { el, fill, usd, usdColumn, exactUsd, count, share, seconds, words } = nb;
   const data = nb.data?.costs;
   const report = document.getElementById("report");
   if (!data) {
@@ -22,6 +22,7 @@
     measures.forEach((name, i) => { row[name] = numbers[names.length + i]; });
     return row;
   });
+  const OTHERS = "(all others)"; // what campaigns beyond the costliest are summed up as
   const WASTE = new Set(["superseded", "unusable", "failed"]);
   const NAMES = {
     in_use: "Images in use", removed: "Images removed from their catalogue", superseded: "Images superseded by an edit or a new try",
@@ -29,7 +30,7 @@
     in_flight: "In flight", at_risk: "At risk: the outcome is unknown",
   };
 
-  const sums = () => ({ attempts: 0, images: 0, in_use: 0, tokens: 0, cost: 0, useful: 0, wasted: 0, risk: 0 });
+  const sums = () => ({ attempts: 0, images: 0, in_use: 0, tokens: 0, cost: 0, useful: 0, wasted: 0, risk: 0, deferred: 0 });
   const add = (held, row) => {
     held.attempts += row.attempts;
     held.images += row.images;
@@ -48,6 +49,18 @@
       add(groups.get(row[name]), row);
     }
     return [...groups.values()];
+  };
+  /** The groups with how many items each has put off, and those that have nothing else yet. A deferred item has no day and no outcome. */
+  const withDeferred = (groups, deferred, name) => {
+    const known = new Map(groups.map((held) => [held.key, held]));
+    for (const row of deferred) {
+      if (!(name in row)) continue;
+      const beyond = name === "campaign" && !known.has(row.campaign) && known.has(OTHERS);
+      const key = beyond ? OTHERS : row[name];
+      if (!known.has(key)) known.set(key, { key, ...sums() });
+      known.get(key).deferred += row.items;
+    }
+    return [...known.values()];
   };
   const everything = rows.reduce(add, sums());
 
@@ -72,6 +85,8 @@
   };
   const tile = (term, value, note) => el("dl", { class: "card tile" }, el("dt", {}, term), el("dd", {}, value), note && el("dd", { class: "note" }, note));
 
+  const HEIGHT = 300;
+
   // --- charts -----------------------------------------------------------------------------------------------------
 
   /** A uPlot in `host`, made anew when the theme changes, as wide as there is room. `options(colours)` describes it. */
@@ -83,10 +98,11 @@
     const draw = () => {
       plot?.destroy();
       const colours = Object.fromEntries(["spent", "risk", "cap", "quiet", "line", "surface"].map((name) => [name, nb.colour(name)]));
-      const axis = { stroke: colours.quiet, grid: { stroke: colours.line, width: 1 }, ticks: { show: false }, font: '12px system-ui, "DejaVu Sans", sans-serif' };
+      const font = '12px system-ui, "DejaVu Sans", sans-serif';
+      const axis = { stroke: colours.quiet, grid: { stroke: colours.line, width: 1 }, ticks: { show: false }, font, labelFont: font, labelSize: 20, labelGap: 4 };
       const described = options(colours, axis);
       plot = new uPlot({
-        width: Math.max(240, canvas.clientWidth), height: 260, legend: { show: false }, padding: [12, 28, 0, 0],
+        width: Math.max(240, canvas.clientWidth), height: HEIGHT, legend: { show: false }, padding: [12, 28, 0, 0],
         cursor: { points: { show: false }, y: false, drag: { x: false, y: false } },
         ...described,
         hooks: {
@@ -106,7 +122,7 @@
     };
     requestAnimationFrame(() => {
       draw();
-      new ResizeObserver(() => plot.setSize({ width: Math.max(240, canvas.clientWidth), height: 260 })).observe(canvas);
+      new ResizeObserver(() => plot.setSize({ width: Math.max(240, canvas.clientWidth), height: HEIGHT })).observe(canvas);
     });
     globalThis.addEventListener("nanobanana:theme", draw);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
@@ -163,6 +179,9 @@
       // A sum so far is that of the end of its step.
       drawn.push({ ...point, at: point.at + (daily ? 0 : step), cost: before.cost + point.cost, risk: before.risk + point.risk });
     }
+    // All within moments would be a single step: what came after, up to this report, belongs to the picture.
+    const seen = Math.min(data.generated_at, drawn[0].at + 12 * step);
+    if (!daily && drawn.at(-1).at < seen) drawn.push({ ...drawn.at(-1), at: seen, images: 0 });
     const oneDay = new Date(points[0].at).toISOString().slice(0, 10) === new Date(points.at(-1).at).toISOString().slice(0, 10);
     const highest = Math.max(...drawn.map((point) => point.cost + point.risk), 0);
     const capFits = (daily || oneDay) && cap <= 4 * highest;
@@ -171,11 +190,11 @@
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: { x: daily ? { range: (_, low, high) => [low - 43_200, high + 43_200] } : {}, y: { range: [0, Math.max(highest, capFits ? cap : 0) * 1.08 || 1e6] } },
       axes: [
-        { ...axis, grid: { show: false }, size: 30, space: 80, incrs: daily ? [1, 2, 5, 7, 14, 30, 61, 91, 182, 365].map((days) => days * 86_400) : [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400],
+        { ...axis, label: daily ? "UTC day" : "time (UTC)", grid: { show: false }, size: 34, gap: 9, space: 80, incrs: daily ? [1, 2, 5, 7, 14, 30, 61, 91, 182, 365].map((days) => days * 86_400) : [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400],
           values: (_, splits) => splits.map((at) => (daily
             ? new Date(at * 1000).toLocaleDateString("en-GB", { day: "numeric", month: "short", timeZone: "UTC" })
             : new Date(at * 1000).toISOString().slice(11, step < 60_000 ? 19 : 16))) },
-        { ...axis, size: 64, values: dollars },
+        { ...axis, label: daily ? "US dollars a day" : "US dollars", size: 60, values: dollars },
       ],
       // Bars stand behind one another; of areas, only what lies between the two is striped.
       bands: daily ? [] : [{ series: [1, 2], fill: () => stripes(colours.risk) }],
@@ -206,23 +225,37 @@
 
   // --- caps -------------------------------------------------------------------------------------------------------
 
-  const capsCard = () => card("Budget", { note: "A hard cap: what is spent, reserved for requests in flight, and at risk all count against it." },
-    data.caps.map((one) => {
-      const used = one.spent + one.reserved + one.at_risk;
-      const all = Math.max(one.cap, used, 1);
-      const parts = [["spent", one.spent], ["reserved", one.reserved], ["risk", one.at_risk]];
-      return el("div", { class: "budget" },
-        el("h3", {}, `${one.name}: ${usd(used)} of ${usd(one.cap)} (${share(used, one.cap)})`),
-        el("div", { class: "meter", "aria-hidden": "true" }, parts.filter(([, value]) => value > 0).map(([kind, value]) =>
-          el("span", { class: `c-${kind}`, style: { width: `${(100 * value) / all}%` } }))),
-        legend([["spent", "spent", usd(one.spent)], ["reserved", "reserved", usd(one.reserved)], ["risk", "at risk", usd(one.at_risk)], ["free", "free", usd(Math.max(0, one.cap - used))]]));
-    }));
+  const SHOWN_CAPS = 5;
+
+  const capsCard = () => {
+    const used = (one) => one.spent + one.reserved + one.at_risk;
+    const [today, ...others] = data.caps.map(oneCap);
+    // Of many catalogues, those that are nearest to their cap.
+    const nearest = data.caps.slice(1).map((one, i) => [used(one) / Math.max(one.cap, 1), others[i]]).sort((a, b) => b[0] - a[0]).map(([, element]) => element);
+    const rest = nearest.slice(SHOWN_CAPS - 1);
+    return card("Budget", { note: "A hard cap: what is spent, reserved for requests in flight, and at risk all count against it." },
+      today, nearest.slice(0, SHOWN_CAPS - 1),
+      rest.length > 0 && el("details", { class: "data" }, el("summary", {}, `Show ${count(rest.length)} more`), rest));
+  };
+
+  const oneCap = (one) => {
+    const used = one.spent + one.reserved + one.at_risk;
+    const all = Math.max(one.cap, used, 1);
+    const parts = [["spent", one.spent], ["reserved", one.reserved], ["risk", one.at_risk]];
+    return el("div", { class: "budget" },
+      el("h3", {}, `${one.name}: ${usd(used)} of ${usd(one.cap)} (${share(used, one.cap)})`),
+      el("div", { class: "meter", "aria-hidden": "true" }, parts.filter(([, value]) => value > 0).map(([kind, value]) =>
+        el("span", { class: `c-${kind}`, style: { width: `${(100 * value) / all}%` } }))),
+      legend([...parts.filter(([kind, value]) => kind === "spent" || value > 0), ["free", Math.max(0, one.cap - used)]].map(([kind, value]) => [kind, ACCOUNTS[kind], usd(value)])));
+  };
+  const ACCOUNTS = { spent: "spent", reserved: "reserved", risk: "at risk", free: "free" };
 
   // --- what it bought ---------------------------------------------------------------------------------------------
 
   const boughtCard = () => {
     const outcomes = grouped(rows, "outcome").map((held) => ({ ...held, money: held.cost + held.risk })).filter((held) => held.money > 0).sort((a, b) => b.money - a.money);
     const all = outcomes.reduce((total, held) => total + held.money, 0);
+    const money = usdColumn(outcomes.map((held) => held.money));
     return card("What the money bought", {},
       outcomes.length
         ? [
@@ -230,7 +263,7 @@
           nb.table([
             { title: "Outcome", of: (held) => el("span", { class: "named" }, swatch(held.key), NAMES[held.key]), head: true },
             { title: "Attempts", of: (held) => count(held.attempts), num: true },
-            { title: "Money", of: (held) => el("span", { title: exactUsd(held.money) }, usd(held.money)), num: true },
+            { title: "Money", of: (held) => el("span", { title: exactUsd(held.money) }, money(held.money)), num: true },
             { title: "Share", of: (held) => share(held.money, all), num: true },
           ], outcomes, { label: "Money by outcome" }),
         ]
@@ -244,13 +277,14 @@
   };
   const statusCard = () => {
     const all = Object.values(data.statuses).reduce((total, n) => total + n, 0);
+    const standing = ORDER.filter((name) => data.statuses[name]);
     return card("Items", { note: "Every image wanted, by where it stands." },
-      all ? nb.table([
+      all ? [el("div", { class: "meter", "aria-hidden": "true" }, standing.map((name) => el("span", { class: `s-${name}`, style: { width: `${(100 * data.statuses[name]) / all}%` } }))), nb.table([
         { title: "Status", of: (name) => el("span", { class: `badge ${name}` }, words(name)), head: true },
         { title: "Items", of: (name) => count(data.statuses[name]), num: true },
         { title: "Share", of: (name) => share(data.statuses[name], all), num: true },
-        { title: "Meaning", of: (name) => MEANING[name], class: "quiet" },
-      ], ORDER.filter((name) => data.statuses[name]), { label: "Items by status" }) : el("p", { class: "empty" }, "No items yet."));
+        { title: "Meaning", of: (name) => MEANING[name], class: "quiet roomy" },
+      ], standing, { label: "Items by status" })] : el("p", { class: "empty" }, "No items yet."));
   };
 
   // --- breakdown --------------------------------------------------------------------------------------------------
@@ -265,30 +299,33 @@
       if (by.startsWith("label:")) {
         groups = data.labels[Number(by.slice(6))].values.map((held) => ({
           key: held.value, attempts: held.attempts, images: held.images, in_use: held.in_use ?? 0, tokens: held.tokens, cost: held.cost_micros,
-          wasted: held.wasted_micros ?? 0, useful: held.cost_micros - (held.wasted_micros ?? 0), risk: held.at_risk_micros,
+          wasted: held.wasted_micros ?? 0, useful: held.cost_micros - (held.wasted_micros ?? 0), risk: held.at_risk_micros, deferred: held.deferred ?? 0,
         }));
       } else {
-        groups = grouped(within === "" ? rows : rows.filter((row) => row.catalogue === dimensions.catalogue[Number(within)]), by);
+        const only = (listed) => (within === "" ? listed : listed.filter((row) => row.catalogue === dimensions.catalogue[Number(within)]));
+        groups = withDeferred(grouped(only(rows), by), only(data.deferred), by);
       }
       catalogue.hidden = by.startsWith("label:") || dimensions.catalogue.length < 2;
       if (by === "day") groups.sort((a, b) => (a.key < b.key ? 1 : -1));
       else groups.sort((a, b) => b.cost + b.risk - (a.cost + a.risk));
       const highest = Math.max(...groups.map((held) => held.cost + held.risk), 1);
       const all = groups.reduce((total, held) => { for (const name of Object.keys(total)) total[name] += held[name]; return total; }, sums());
+      const [spent, wasted, risk] = ["cost", "wasted", "risk"].map((name) => usdColumn(groups.map((held) => held[name])));
       const shown = (held) => (held.key === null ? el("span", { class: "quiet" }, "none") : by === "outcome" ? NAMES[held.key] : held.key);
       fill(host, groups.length ? nb.table([
         { title: words(by.startsWith("label:") ? data.labels[Number(by.slice(6))].name : by), of: shown, head: true },
         { title: hidden("Bar"), of: (held) => bar([["spent", held.useful], ["failed", held.wasted], ["risk", held.risk]], highest), class: "barcell" },
-        { title: "Spent", of: (held) => el("span", { title: exactUsd(held.cost) }, usd(held.cost)), num: true },
+        { title: "Spent", of: (held) => el("span", { title: exactUsd(held.cost) }, spent(held.cost)), num: true },
         { title: "Share", of: (held) => share(held.cost, all.cost), num: true },
         { title: "Images in use", of: (held) => count(held.in_use), num: true },
         { title: "Per image in use", of: (held) => (held.in_use ? usd(nb.perImage(held.cost, held.in_use)) : "–"), num: true },
-        { title: "Waste", of: (held) => usd(held.wasted), num: true },
-        { title: "At risk", of: (held) => usd(held.risk), num: true },
+        { title: "Waste", of: (held) => el("span", { title: exactUsd(held.wasted) }, wasted(held.wasted)), num: true },
+        { title: "At risk", of: (held) => el("span", { title: exactUsd(held.risk) }, risk(held.risk)), num: true },
         { title: "Tokens", of: (held) => count(held.tokens), num: true },
+        ...(all.deferred > 0 ? [{ title: "Deferred", of: (held) => count(held.deferred), num: true }] : []),
       ], groups, {
         caption: `Spending by ${words(by.startsWith("label:") ? `label ${data.labels[Number(by.slice(6))].name}` : by)}`,
-        foot: ["All", "", exactUsd(all.cost), "", count(all.in_use), all.in_use ? usd(nb.perImage(all.cost, all.in_use)) : "–", exactUsd(all.wasted), exactUsd(all.risk), count(all.tokens)],
+        foot: ["All", "", exactUsd(all.cost), "", count(all.in_use), all.in_use ? usd(nb.perImage(all.cost, all.in_use)) : "–", exactUsd(all.wasted), exactUsd(all.risk), count(all.tokens), ...(all.deferred > 0 ? [count(all.deferred)] : [])],
       }) : el("p", { class: "empty" }, "Nothing was spent yet."));
     };
     const catalogue = choice("In catalogue", [["", "all catalogues"], ...dimensions.catalogue.map((name, i) => [String(i), name])], (value) => { within = value; draw(); });
@@ -315,7 +352,7 @@
     };
     return card("Plan against actual", { note: "What each plan forecast (tenth to ninetieth percentile), and what came of it until the next." }, nb.table([
       { title: "Plan", of: (plan) => el("code", {}, plan.hash), head: true },
-      { title: "Made", of: (plan) => nb.instant(plan.created_at) },
+      { title: "Made", of: (plan) => nb.instant(plan.created_at), class: "nowrap" },
       { title: "Images", of: (plan) => `${count(plan.images)} of ${count(plan.to_make)}`, num: true },
       { title: "Forecast", of: (plan) => `${usd(plan.forecast[0])} – ${usd(plan.forecast[2])}`, num: true },
       { title: hidden("Bar"), of: range, class: "barcell" },
@@ -333,6 +370,7 @@
       kinds.set(row.kind, kinds.get(row.kind) + row.attempts);
     }
     const highest = Math.max(...data.failures.map((row) => row.attempts), 1);
+    const [spent, risk] = ["cost_micros", "at_risk_micros"].map((name) => usdColumn(data.failures.map((row) => row[name])));
     return card("Failures", { note: "Attempts that ended without an image, by kind of error; their items may have succeeded since." },
       data.failures.length ? nb.table([
         { title: "Kind", of: (row) => words(row.kind), head: true },
@@ -341,8 +379,8 @@
         { title: "Items", of: (row) => count(row.items), num: true },
         { title: "Code", of: (row) => (row.code ? el("code", {}, row.code) : "–") },
         { title: "For instance", of: (row) => row.message ?? "–", class: "long" },
-        { title: "Spent", of: (row) => usd(row.cost_micros), num: true },
-        { title: "At risk", of: (row) => usd(row.at_risk_micros), num: true },
+        { title: "Spent", of: (row) => spent(row.cost_micros), num: true },
+        { title: "At risk", of: (row) => risk(row.at_risk_micros), num: true },
       ], data.failures, { caption: `Failed attempts by kind: ${[...kinds].map(([kind, n]) => `${words(kind)} ${count(n)}`).join(", ")}` })
         : el("p", { class: "empty" }, "No attempt has failed."));
   };
@@ -383,8 +421,8 @@
       chart(plotHost, `Latency of ${count(all)} tasks: median ${seconds(p50)}, nine tenths within ${seconds(p90)}`, (colours, axis) => ({
         scales: { x: { time: false, range: [0, end] }, y: { range: (_, __, high) => [0, Math.max(1, high) * 1.08] } },
         axes: [
-          { ...axis, grid: { show: false }, size: 30, space: 60, values: (_, splits) => splits.map((at) => `${Number(at.toFixed(3))} s`) },
-          { ...axis, size: 52, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6] },
+          { ...axis, label: "latency in seconds", grid: { show: false }, size: 34, gap: 9, space: 60, values: (_, splits) => splits.map((at) => String(Number(at.toFixed(3)))) },
+          { ...axis, label: "tasks", size: 44, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6] },
         ],
         series: [{}, { fill: colours.spent, stroke: colours.spent, width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.9, 60], radius: 0.1 }) }],
       }), [bins.map((bin) => (bin.from + bin.to) / 2), bins.map((bin) => bin.n)], (i) => [el("b", {}, range(bins[i], i)), `${count(bins[i].n)} tasks (${share(bins[i].n, all)})`]);

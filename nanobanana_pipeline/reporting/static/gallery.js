@@ -9,6 +9,7 @@
   const index = nb.data?.gallery;
   const wall = document.getElementById("wall");
   const found = document.querySelector(".found");
+  const nothing = document.querySelector(".nothing");
   const form = document.querySelector(".filters form");
   const dialog = document.querySelector("dialog");
   if (!index) {
@@ -109,8 +110,15 @@
     search, more, ...Object.keys(FACETS).map(facetSelect),
     hasRemoved && select("removed", "Removed items", [["", "In the catalogues"], ["too", "Removed ones too"], ["only", "Removed ones only"]]),
     select("order", "Order", [["", "In catalogue order"], ["new", "Newest first"], ["cost", "Costliest first"]]),
-    el("button", { type: "button", class: "button clear", onclick: () => { for (const name of Object.keys(filters)) filters[name] = ""; showFilters(); apply(); search.focus(); } }, "Clear"),
+    el("button", { type: "button", class: "button clear", onclick: () => clear() }, "Clear"),
   ].filter(Boolean));
+  const clear = () => {
+    for (const name of Object.keys(filters)) filters[name] = "";
+    showFilters();
+    apply();
+    search.focus();
+  };
+  form.closest(".filters").hidden = !index.items;
   form.addEventListener("submit", (event) => event.preventDefault());
   const showFilters = () => {
     for (const [name, value] of Object.entries(filters)) {
@@ -273,7 +281,10 @@
         Object.entries(filters).some(([name, value]) => value && name !== "order") && ` of ${count(index.items)}`),
       loading && el("progress", { max: index.items, value: entries.length, "aria-label": "Loading" }),
       index.left_out > 0 && el("span", {}, `The first ${count(index.items)} items are here; ${count(index.left_out)} more are in the tables.`),
-      !loading && !shown.length && el("span", {}, index.items ? "Nothing matches: change or clear the filters." : "Nothing was made yet."));
+    );
+    fill(nothing, !loading && !shown.length && (index.items
+      ? [el("h2", {}, "Nothing matches"), el("p", {}, "No item has all of these at once."), el("button", { type: "button", class: "button", onclick: clear }, "Clear search and filters")]
+      : [el("h2", {}, "Nothing was made yet"), el("p", {}, "Images appear here once a run has made some: ", el("code", {}, "nanobanana run"), ", or in Dagster materialise ", el("code", {}, "images"), "."), el("p", {}, "Each run brings this page up to date at its end.")]));
   };
 
   const apply = ({ keepPlace = false } = {}) => {
@@ -456,14 +467,15 @@
         el("ul", { class: "urls" }, detail.image_urls.map((url) => el("li", {}, el("code", {}, url))))),
       section("Cost and tokens", list([
         ["Spent", exactUsd(entry[COST])], ["At risk", detail.at_risk_micros ? exactUsd(detail.at_risk_micros) : null],
-        ["Tokens", `${count(detail.total_tokens)} (${count(detail.prompt_tokens)} in, ${count(detail.completion_tokens)} out)`], ["Attempts", String(detail.attempts.length)],
+        ["Tokens", detail.total_tokens ? `${count(detail.total_tokens)} (${count(detail.prompt_tokens)} in, ${count(detail.completion_tokens)} out)` : "none reported"], ["Attempts", String(detail.attempts.length)],
       ])),
       detail.images.length > 0 && section(detail.images.length > 1 ? "Files" : "File", detail.images.map((image) => list([
         ["Path", el("a", { href: href(image.path) }, image.path)], ["Size", `${image.width} × ${image.height}, ${image.format}, ${bytes(image.bytes)}`],
         ["Expected", unexpected(image) ? `${image.expected_width} × ${image.expected_height}` : null], ["Credentials", image.has_c2pa ? "C2PA content credentials" : "none"], ["SHA-256", el("code", {}, image.sha256)],
       ]))),
       labels.length > 0 && section("Labels", list(labels.map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]))),
-      detail.attempts.length > 0 && section("Attempts", detail.attempts.map(attempt)),
+      detail.attempts.length > 0 && section("Attempts", detail.attempts.map(attempt),
+        el("p", { class: "quiet story" }, "Told in sentences: ", el("code", {}, `nanobanana explain ${entry[ID].slice(0, 12)}`))),
       detail.metadata && section("From the provider", el("pre", { tabindex: "0" }, JSON.stringify(detail.metadata, null, 2))),
     ];
   };

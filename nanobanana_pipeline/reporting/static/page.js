@@ -34,6 +34,11 @@
   nb.count = (value) => whole.format(value);
   /** Micro-dollars for reading: cents, or hundredths of a cent below a dollar. */
   nb.usd = (micros) => (micros === 0 || Math.abs(micros) >= 1e6 ? cents : fine).format(micros / 1e6);
+  /** A writer of micro-dollars for a column: as many places for each as the largest asks for, so that they line up. */
+  nb.usdColumn = (values) => {
+    const places = Math.max(0, ...values.map(Math.abs)) >= 1e6 ? cents : fine;
+    return (micros) => places.format(micros / 1e6);
+  };
   /** Micro-dollars to the last one, from the digits themselves: what is added up must be what is shown. */
   nb.exactUsd = (micros) => {
     const digits = String(Math.abs(micros)).padStart(7, "0");
@@ -55,7 +60,7 @@
       nb.el(
         "table", {},
         caption && nb.el("caption", {}, caption),
-        nb.el("thead", {}, nb.el("tr", {}, columns.map((c) => nb.el("th", { scope: "col", class: c.num ? "num" : null }, c.title)))),
+        nb.el("thead", {}, nb.el("tr", {}, columns.map((c) => nb.el("th", { scope: "col", class: [c.num && "num", c.class].filter(Boolean).join(" ") || null }, c.title)))),
         nb.el("tbody", {}, rows.map((row) => nb.el("tr", {}, columns.map((c) => (
           c.head
             ? nb.el("th", { scope: "row" }, c.of(row))
