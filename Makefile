@@ -40,7 +40,7 @@ $(RUNNABLE): pyproject.toml constraints.txt
 
 $(INSTALLED): $(RUNNABLE)
 	@echo "installing what tests and checks need…"
-	@$(PIP) -e '.[dev,postgres]'
+	@$(PIP) -e '.[dev,postgres,celery]'
 	@touch $@
 
 demo: $(RUNNABLE) ## Run the whole pipeline on the sample catalogue against the simulator: no key, no cost
@@ -69,7 +69,7 @@ endurance: $(INSTALLED) ## Work 200,000 items of mixed faults off in one process
 
 constraints: ## Resolve the newest allowed versions and write constraints.txt anew
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && echo "resolving (some minutes)…" && \
-		$(PYTHON) -m venv "$$fresh" && "$$fresh/bin/python" -m pip install -qq --disable-pip-version-check '.[dev,postgres]' && \
+		$(PYTHON) -m venv "$$fresh" && "$$fresh/bin/python" -m pip install -qq --disable-pip-version-check '.[dev,postgres,celery]' && \
 		{ grep '^#' constraints.txt; "$$fresh/bin/python" -m pip freeze --exclude nanobanana-pipeline; } > "$$fresh/constraints.txt" && \
 		cp "$$fresh/constraints.txt" constraints.txt && git diff --stat -- constraints.txt
 

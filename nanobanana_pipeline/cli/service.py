@@ -1,5 +1,6 @@
-"""`dev` and `simulator`: processes that stay until they are told to end."""
+"""`dev`, `worker` and `simulator`: processes that stay until they are told to end."""
 
+import os
 from contextlib import ExitStack
 
 import click
@@ -44,6 +45,52 @@ def dev(port: int, host: str) -> None:
         services.wait()
 
 
+@click.command(short_help="Work on runs, on this machine, for a Dagster elsewhere.")
+@click.option(
+    "--processes", type=click.IntRange(1, 256), help="Runs at once. Default: one for each core that it may use."
+)
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    metavar="NAME",
+    help="Take runs of this queue only; may be given several times. A run's tag dagster-celery/queue names its queue.",
+)
+@click.option("--name", metavar="NAME", help="How the worker is called in logs; default: its process id.")
+def worker(processes: int | None, queues: tuple[str, ...], name: str | None) -> int:
+    """Take runs from the broker and work on them, until Ctrl-C or SIGTERM. One for each machine; any number of them.
+
+    Needs the settings of the webserver and daemon, the same dagster.yaml (deploy/celery) in DAGSTER_HOME, and the
+    extra `celery`. Told to end, it lets its runs stop in good order, and other workers go on with them; one that is
+    killed is noticed after a minute, with the same result.
+
+    \b
+    Examples:
+      nanobanana worker
+      nanobanana worker --processes 8 --queue urgent --queue nanobanana
+    """
+    from dagster import DagsterInstance
+
+    from nanobanana_pipeline.cli.main import STOPPED
+    from nanobanana_pipeline.errors import UserError
+    from nanobanana_pipeline.orchestration.instance import opening
+    from nanobanana_pipeline.settings import load_settings
+
+    try:
+        from nanobanana_pipeline.orchestration.workers.worker import serve
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"a worker needs what is not installed ({error.name}): pip install 'nanobanana_pipeline[celery,postgres]'"
+        ) from None
+    settings = load_settings()
+    if settings.simulated:
+        raise UserError("a worker needs the settings of its Dagster: set NANOBANANA_API_KEY, or NANOBANANA_BASE_URL")
+    home = environment.set_dagster_home(settings)
+    with opening(home), DagsterInstance.get() as instance:
+        number = serve(instance, processes=processes or len(os.sched_getaffinity(0)), queues=queues, name=name)
+    return STOPPED + number if number else 0
+
+
 @click.command(
     short_help="Run the simulated provider alone.",
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
@@ -60,4 +107,4 @@ def simulator(arguments: tuple[str, ...]) -> int:
         return 1 if ending.code else 0
 
 
-COMMANDS: tuple[click.Command, ...] = (dev, simulator)
+COMMANDS: tuple[click.Command, ...] = (dev, worker, simulator)

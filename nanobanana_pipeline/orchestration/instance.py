@@ -6,6 +6,7 @@ What is Dagster's and outlives a process belongs here. Definitions, and how the 
 import json
 import re
 import shutil
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from yaml import YAMLError
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.leases import ProcessIdentity
+from nanobanana_pipeline.orchestration.run_tags import SENT_TAG
 
 # Dagster doesn't show tags of this prefix to people, who have no use for a boot id.
 WORKER_TAG = ".dagster/nanobanana_worker"
@@ -165,10 +167,11 @@ def sign_run(instance: DagsterInstance, run_id: str) -> None:
 def end_dead_runs(instance: DagsterInstance) -> list[str]:
     """Mark unfinished runs as ended whose process is known to be dead; returns their run ids.
 
-    Only signed runs of this machine can be judged; all others are left alone.
+    Only signed runs of this machine can be judged; all others are left alone. Those that were handed to workers are
+    their launcher's to look after: another worker goes on with them.
     """
     unfinished = instance.get_runs(filters=RunsFilter(statuses=_UNFINISHED))
-    dead = [run for run in unfinished if _worker_is_dead(run)]
+    dead = [run for run in unfinished if SENT_TAG not in run.tags and _worker_is_dead(run)]
     for run in dead:
         message = "The process of this run is gone (killed, or the machine went down)."
         if run.status == DagsterRunStatus.CANCELING:
@@ -176,6 +179,18 @@ def end_dead_runs(instance: DagsterInstance) -> list[str]:
         else:
             instance.report_run_failed(run, message)
     return [run.run_id for run in dead]
+
+
+def hand_out_again(instance: DagsterInstance) -> list[str]:
+    """Hand runs to the workers again that none of them has taken for long; returns their run ids.
+
+    A broker may lose a message, and a worker may die with one in its hands. Other launchers start runs themselves.
+    """
+    send_again = getattr(instance.run_launcher, "send_again", None)
+    if send_again is None:
+        return []
+    starting = instance.get_runs(filters=RunsFilter(statuses=[DagsterRunStatus.STARTING]))
+    return [run.run_id for run in starting if send_again(run, now=time.time())]
 
 
 def free_dead_slots(instance: DagsterInstance) -> list[str]:

@@ -15,6 +15,9 @@ ENDED_TAG: Final = "nanobanana/ended"
 STARTED_BY_TAG: Final = "nanobanana/started_by"
 """Which sensor or schedule asked for a run."""
 
+SENT_TAG: Final = ".dagster/nanobanana_sent"
+"""On runs that are handed to workers: when they were last (seconds since the epoch), and how often before."""
+
 
 class Ended(StrEnum):
     """How a run ended that was not left to end by itself. A run without this note, and without success, was killed."""

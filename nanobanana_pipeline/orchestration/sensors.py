@@ -18,7 +18,7 @@ from dagster import DagsterRunStatus
 from nanobanana_pipeline.catalogue.reading import find_catalogues
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.orchestration.fingerprint import catalogue_fingerprint
-from nanobanana_pipeline.orchestration.instance import end_dead_runs
+from nanobanana_pipeline.orchestration.instance import end_dead_runs, hand_out_again
 from nanobanana_pipeline.orchestration.jobs import generate_images, refresh_catalogue, report_costs
 from nanobanana_pipeline.orchestration.partitions import SHARDS, SHARDS_NAME
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
@@ -33,8 +33,8 @@ GENERATION_EVERY_S: Final = 30
 REPORT_EVERY_S: Final = 30
 ALERTS_EVERY_S: Final = 60
 
-MOST_ACTIVE: Final = 12
-"""Shards that are started or queued at once: more would only make the queue long, and the pool lets few run."""
+_LEAST_ACTIVE: Final = 12
+_QUEUED_FOR_EACH: Final = 2
 
 _REPORT_PAUSE_S: Final = 300.0
 _ENDED: Final = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
@@ -104,9 +104,16 @@ def generation_sensor(
 ) -> dg.SensorResult | dg.SkipReason:
     """Start `generate_images` for shards with work left."""
     try:
-        return start_shards(context.instance, nano_banana, most=MOST_ACTIVE, started_by="generation_sensor")
+        most = most_active(context.instance)
+        return start_shards(context.instance, nano_banana, most=most, started_by="generation_sensor")
     except UserError as error:
         return dg.SkipReason(str(error))
+
+
+def most_active(instance: dg.DagsterInstance) -> int:
+    """Shards that are started or queued at once: enough that no worker waits for the next tick, and no long queue."""
+    running = instance.get_concurrency_config().pool_config.default_pool_limit or 0
+    return max(_LEAST_ACTIVE, running * _QUEUED_FOR_EACH)
 
 
 def start_shards(
@@ -165,6 +172,7 @@ def report_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
     cursor, now = ReportCursor.read(context.cursor), time.time()
     # Not only `generation_sensor`, which may be off: a killed run would look as if it still worked.
     end_dead_runs(context.instance)
+    hand_out_again(context.instance)
     ended = context.instance.get_run_records(
         dg.RunsFilter(
             tags=GENERATION_TAGS,

@@ -1,4 +1,4 @@
-"""A real `dagster dev`, as a person starts it, spoken to by its GraphQL API as its own pages do."""
+"""A real `dagster dev`, as a person starts it."""
 
 import json
 import os
@@ -6,49 +6,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
-from urllib.error import HTTPError
+from typing import Self
 
 import dagster as dg
+from typing_extensions import override
 
 from nanobanana_pipeline.orchestration.instance import WORKER_TAG, prepare_home
+from nanobanana_pipeline_tests.servers.dagster_pages import DagsterPages
 
 ROOT = Path(__file__).parents[2]
-LOCATION = "nanobanana_pipeline"
-
-_LAUNCH = """
-mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
-  __typename
-  ... on LaunchRunSuccess { run { runId } }
-  ... on PythonError { message }
-  ... on RunConfigValidationInvalid { errors { message } }
-} }"""
-_RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status tags { key value } } } }"
-_TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
-
-_BACKFILL = """
-mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
-  __typename
-  ... on LaunchBackfillSuccess { backfillId }
-  ... on PythonError { message }
-} }"""
-_BACKFILL_RUNS = """
-query($id: String!) { partitionBackfillOrError(backfillId: $id) {
-  ... on PartitionBackfill { runs(limit: 100) { runId status } }
-} }"""
-_START_SENSOR = """
-mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) {
-  __typename
-  ... on PythonError { message }
-} }"""
 
 
-class DagsterDev:
+class DagsterDev(DagsterPages):
     """`dagster dev -w workspace.yaml` in a process group of its own; a context manager that ends all of it."""
 
     def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
@@ -58,8 +30,7 @@ class DagsterDev:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port: int = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        super().__init__(f"http://127.0.0.1:{self._port}")
 
     def __enter__(self) -> Self:
         command = ["-m", "dagster", "dev", "-w", str(ROOT / "workspace.yaml"), "--port", str(self._port)]
@@ -74,7 +45,7 @@ class DagsterDev:
                 start_new_session=True,
             )
         try:
-            self.wait_for("its pages", self._loaded, 90)
+            self.wait_for("its pages", self.loaded, 90)
         except BaseException:
             self.__exit__()
             raise
@@ -91,60 +62,10 @@ class DagsterDev:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     @property
+    @override
     def log(self) -> str:
         """What it has said."""
         return self._log.read_text(errors="replace")
-
-    def query(self, query: str, **variables: Any) -> Any:
-        """The data that a GraphQL query gives."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})  # noqa: S310 - its own address
-        try:
-            with self._opener.open(request, timeout=60) as answer:
-                found = json.load(answer)
-        except HTTPError as error:
-            # How GraphQL over HTTP says that a query failed.
-            with error:
-                raise AssertionError(error.read().decode()[:5000]) from None
-        assert "errors" not in found, found["errors"]
-        return found["data"]
-
-    def materialize(
-        self, assets: Sequence[str], *, partition: str | None = None, config: Mapping[str, Any] | str = ""
-    ) -> str:
-        """What the Materialize button does; the run's id, or the refusal as an `AssertionError`."""
-        tags = [{"key": "dagster/partition", "value": partition}] if partition else []
-        params = {
-            "selector": {
-                "repositoryLocationName": LOCATION,
-                "repositoryName": "__repository__",
-                "pipelineName": "__ASSET_JOB",
-                "assetSelection": [{"path": [name]} for name in assets],
-            },
-            "mode": "default",
-            "runConfigData": config if isinstance(config, str) else json.dumps(config),
-            "executionMetadata": {"tags": tags},
-        }
-        launched = self.query(_LAUNCH, params=params)["launchPipelineExecution"]
-        assert launched["__typename"] == "LaunchRunSuccess", launched
-        return launched["run"]["runId"]
-
-    def backfill(self, assets: Sequence[str], partitions: Sequence[str]) -> str:
-        """What the dialogue for many partitions does; the backfill's id."""
-        params = {"assetSelection": [{"path": [name]} for name in assets], "partitionNames": list(partitions)}
-        launched = self.query(_BACKFILL, params=params)["launchPartitionBackfill"]
-        assert launched["__typename"] == "LaunchBackfillSuccess", launched
-        return launched["backfillId"]
-
-    def runs_of_backfill(self, backfill_id: str) -> list[dict[str, str]]:
-        """Its runs."""
-        return self.query(_BACKFILL_RUNS, id=backfill_id)["partitionBackfillOrError"]["runs"]
-
-    def start_sensor(self, name: str) -> None:
-        """What the sensor's switch does."""
-        selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "sensorName": name}
-        answer = self.query(_START_SENSOR, selector=selector)["startSensor"]
-        assert answer["__typename"] == "Sensor", answer
 
     def worker_of(self, shard: str) -> int:
         """The process that works on a shard."""
@@ -153,34 +74,7 @@ class DagsterDev:
             (run,) = instance.get_runs(filters=filters)
         return json.loads(run.tags[WORKER_TAG])["pid"]
 
-    def status(self, run_id: str) -> str:
-        """A run's status."""
-        return self.query(_RUN, id=run_id)["runOrError"]["status"]
-
-    def wait_for_end(self, run_id: str, within_s: float) -> str:
-        """The status that a run ends with."""
-        ended = ("SUCCESS", "FAILURE", "CANCELED")
-        self.wait_for(f"the end of run {run_id}", lambda: self.status(run_id) in ended, within_s)
-        return self.status(run_id)
-
-    def terminate(self, run_id: str) -> None:
-        """What the Terminate button does."""
-        answer = self.query(_TERMINATE, id=run_id)["terminateRun"]["__typename"]
-        assert answer == "TerminateRunSuccess", answer
-
-    def wait_for(self, what: str, condition: Callable[[], bool], within_s: float) -> None:
-        """Wait until a condition holds; what Dagster has said is in the failure."""
-        deadline = time.monotonic() + within_s
-        while not condition():
-            assert self._process.poll() is None, self.log[-5000:]
-            assert time.monotonic() < deadline, f"{what} did not come within {within_s} s:\n{self.log[-5000:]}"
-            time.sleep(0.2)
-
-    def _loaded(self) -> bool:
-        with suppress(OSError):
-            entries = self.query(
-                "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus "
-                "locationOrLoadError { __typename } } } } }"
-            )["workspaceOrError"]["locationEntries"]
-            return [entry["locationOrLoadError"] for entry in entries] == [{"__typename": "RepositoryLocation"}]
-        return False
+    @override
+    def assert_alive(self) -> None:
+        """Fail when `dagster dev` has ended by itself."""
+        assert self._process.poll() is None, self.log[-5000:]

@@ -46,7 +46,7 @@ def dev() -> Iterator[Callable[[Place], tuple[DagsterDev, subprocess.Popen[str],
             started.callback(process.kill)
             dagster._process, dagster._log = process, here.folder / "nothing"  # pyright: ignore[reportAttributeAccessIssue]
             dagster._log.touch()
-            dagster.wait_for("its pages", dagster._loaded, 90)
+            dagster.wait_for("its pages", dagster.loaded, 90)
             return dagster, process, mark
 
         yield start

@@ -35,7 +35,7 @@ from nanobanana_pipeline.orchestration.metadata import (
 from nanobanana_pipeline.orchestration.partitions import BACKFILL_TAG, POOL, SHARDS
 from nanobanana_pipeline.orchestration.progress import Progress, duration
 from nanobanana_pipeline.orchestration.resources import Access, NanoBananaResource, mode_of
-from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAGS, RUN_SCOPE_TAG, Ended
+from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAGS, RUN_SCOPE_TAG, SENT_TAG, Ended
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.reporting.approval import ApprovalNeededError, Ruling, rule_of_shard
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
@@ -171,6 +171,8 @@ class _Run:
         if run is not None and run.status is DagsterRunStatus.CANCELING:
             self._ended(Ended.BY_A_PERSON)
             return
+        if run is not None and SENT_TAG in run.tags and self.context.instance.run_will_resume(run.run_id):
+            return  # its worker was told to end: another goes on with the run
         self._ended(Ended.BY_A_SIGNAL)
         self.context.instance.report_run_canceling(self.context.run, "A signal asked the run to stop.")
 

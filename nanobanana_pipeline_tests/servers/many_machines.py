@@ -1,0 +1,242 @@
+"""What is on many machines, on one: all servers, Dagster's processes and the workers, from plain processes.
+
+Each worker is a machine: a working folder, a DAGSTER_HOME and a process group of its own and, for root, its own
+namespace of processes, so that nobody but the ledger and the pulse can tell whether it lives.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from typing_extensions import override
+
+from nanobanana_pipeline.simulator.process import SimulatorProcess
+from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+from nanobanana_pipeline_tests.servers.dagster_pages import LOCATION, DagsterPages
+from nanobanana_pipeline_tests.servers.object_store import ObjectStoreProcess
+from nanobanana_pipeline_tests.servers.services import HOST, Postgres, Redis, free_port
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+BUCKET: Final = "nanobanana"
+_CONFIGURATION: Final = ROOT / "deploy" / "celery" / "dagster.yaml"
+_END_LIMIT_S: Final = 60.0
+_NANOBANANA: Final = (sys.executable, "-m", "nanobanana_pipeline.cli")
+
+
+@dataclass
+class Program:
+    """A process and its group, with a working folder and a log of its own."""
+
+    name: str
+    command: Sequence[str]
+    folder: Path
+    environment: Mapping[str, str]
+    process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
+
+    @property
+    def log(self) -> Path:
+        """What it has said."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def main_pid(self) -> int:
+        """The process that is meant to be told: not the one that only keeps a namespace."""
+        assert self.process is not None
+        pid = self.process.pid
+        if self.command[0] != "unshare":
+            return pid
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        return int(children.read_text().split()[0]) if children.exists() and children.read_text() else pid
+
+    def start(self) -> None:
+        """Start it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+            )
+
+    def signal(self, number: int) -> None:
+        """Send its whole group a signal."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL its whole group."""
+        self.signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, as a supervisor does, to the first process alone; returns its exit code."""
+        if self.process is None:
+            return 0
+        with suppress(ProcessLookupError):
+            os.kill(self.main_pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_END_LIMIT_S)
+        self.kill()
+        return self.process.returncode
+
+
+class ManyMachines(DagsterPages):
+    """All of it; a context manager that starts everything but the workers, and ends everything.
+
+    `knobs` are settings of the pipeline, `simulator` options of the provider.
+    """
+
+    def __init__(self, folder: Path, *, knobs: Mapping[str, Any], simulator: Mapping[str, Any], pool: int = 12) -> None:
+        self.folder = folder.absolute()
+        self._knobs = dict(knobs)
+        self._simulator = dict(simulator)
+        self._pool = pool
+        self._port = free_port()
+        self._code_port = free_port()
+        self._stack = ExitStack()
+        self.workers: list[Program] = []
+        self.programs: list[Program] = []
+        super().__init__(f"http://{HOST}:{self._port}")
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.postgres = stack.enter_context(Postgres(self.folder / "postgres"))
+            self.broker = stack.enter_context(Redis(self.folder / "broker"))
+            self.store = stack.enter_context(ObjectStoreProcess())
+            self.simulator = stack.enter_context(SimulatorProcess(book=self.folder / "book.jsonl", **self._simulator))
+            for name in ("nanobanana_ledger", "nanobanana_dagster"):
+                self.postgres.make_database(name)
+            self.store.make_bucket(BUCKET)
+            # This process looks into the bucket by the same variables as all others.
+            before = {name: os.environ.get(name) for name in self.store.environment()}
+            stack.callback(_restore, before)
+            os.environ.update(self.store.environment())
+            self.pipeline = Pipeline(
+                self.folder,
+                self.simulator,
+                self.postgres.url("nanobanana_ledger"),
+                f"s3://{BUCKET}",
+                self._knobs,
+            )
+            self.environment = {
+                **{k: v for k, v in self.pipeline.environment.items() if k.startswith("NANOBANANA_")},
+                **self.store.environment(),
+                "DAGSTER_POSTGRES_URL": self.postgres.url("nanobanana_dagster", "postgresql+psycopg2"),
+                "DAGSTER_BROKER_URL": self.broker.url,
+                "DAGSTER_DISABLE_TELEMETRY": "yes",
+                "PYTHONPATH": str(ROOT),
+                "NO_PROXY": HOST,
+            }
+            stack.callback(self._end_programs)
+            self._start_dagster()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    @override
+    def log(self) -> str:
+        """The last words of all programs."""
+        return "\n".join(
+            f"--- {program.name}\n{program.log.read_text(errors='replace')[-3000:]}"
+            for program in [*self.programs, *self.workers]
+            if program.log.exists()
+        )
+
+    @override
+    def assert_alive(self) -> None:
+        """Start what has ended by itself, as any supervisor would."""
+        for program in self.programs:
+            if not program.alive:
+                program.start()
+
+    def add_worker(self, *, processes: int = 2, queues: Sequence[str] = (), **environment: str) -> Program:
+        """A machine more."""
+        name = f"worker{len(self.workers) + 1}"
+        queue_options = [option for queue in queues for option in ("--queue", queue)]
+        command = [*_NANOBANANA, "worker", "--processes", str(processes), "--name", name, *queue_options]
+        worker = self._program(name, [*_apart(name), *command], **environment)
+        worker.start()
+        self.workers.append(worker)
+        return worker
+
+    def _program(self, name: str, command: Sequence[str], **environment: str) -> Program:
+        folder = self.folder / name
+        home = folder / "dagster_home"
+        home.mkdir(parents=True)
+        text = _CONFIGURATION.read_text()
+        assert "default_limit: 12" in text
+        (home / "dagster.yaml").write_text(text.replace("default_limit: 12", f"default_limit: {self._pool}"))
+        return Program(name, command, folder, self.environment | {"DAGSTER_HOME": str(home)} | environment)
+
+    def _start_dagster(self) -> None:
+        # One process first: several at once would all make the tables.
+        first = self._program("status", [*_NANOBANANA, "status"])
+        first.start()
+        assert first.process is not None
+        first.process.wait(120)
+        workspace = self.folder / "workspace.yaml"
+        workspace.write_text(
+            f"load_from:\n  - grpc_server: {{host: {HOST}, port: {self._code_port}, location_name: {LOCATION}}}\n"
+        )
+        place = ["--host", HOST, "--port"]
+        module = ["-m", "nanobanana_pipeline.definitions"]
+        dagster = [sys.executable, "-m", "dagster"]
+        self.programs = [
+            self._program("code", [*dagster, "code-server", "start", *place, str(self._code_port), *module]),
+            self._program(
+                "web", [sys.executable, "-m", "dagster_webserver", "-w", str(workspace), *place, str(self._port)]
+            ),
+            self._program("daemon", [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)]),
+        ]
+        for program in self.programs:
+            program.start()
+        self.wait_for("Dagster's pages", self.loaded, 120)
+
+    def _end_programs(self) -> None:
+        for program in reversed([*self.programs, *self.workers]):
+            if program.alive:
+                with suppress(ProcessLookupError):
+                    os.kill(program.main_pid, signal.SIGTERM)
+        for program in [*self.programs, *self.workers]:
+            program.stop()
+
+
+def _apart(name: str) -> list[str]:
+    """The command that makes a worker a machine, as far as we may."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return []
+    setting = f'hostname {name}; exec "$@"'
+    apart = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    return [*apart, "sh", "-c", setting, name]
+
+
+def _restore(before: Mapping[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

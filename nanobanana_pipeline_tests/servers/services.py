@@ -1,0 +1,188 @@
+"""A broker and a PostgreSQL server of one's own, to be stopped, killed and started again as no shared one may be."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from typing_extensions import override
+
+HOST: Final = "127.0.0.1"
+_START_LIMIT_S: Final = 60.0
+_END_LIMIT_S: Final = 20.0
+_POSTGRES_BIN: Final = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+class Service(ABC):
+    """A server in a process group of its own; a context manager. It comes back on its port with what it had kept."""
+
+    name: str
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(), cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, process_group=0
+            )
+        deadline = time.monotonic() + _START_LIMIT_S
+        while not self._answers():
+            assert self._process.poll() is None, (self.folder / f"{self.name}.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, f"{self.name} did not start"
+            time.sleep(0.05)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it."""
+        if self._process is None:
+            return
+        for each in (number, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, each)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_LIMIT_S)
+                break
+        self._process = None
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
+            return self.ready()
+        return False
+
+    def prepare(self) -> None:  # noqa: B027 - most need none
+        """What comes before the first start."""
+
+    def ready(self) -> bool:
+        """Whether it serves, once its port is open."""
+        return True
+
+    @abstractmethod
+    def command(self) -> Sequence[str | Path]:
+        """How it is started in the foreground."""
+
+
+class Redis(Service):
+    """A Redis of one's own, which keeps nothing when it is killed and everything when it is stopped."""
+
+    name = "redis"
+
+    @staticmethod
+    def found() -> bool:
+        """Whether it is installed."""
+        return shutil.which("redis-server") is not None
+
+    @property
+    def url(self) -> str:
+        """As clients name it."""
+        return f"redis://{HOST}:{self.port}/0"
+
+    @override
+    def command(self) -> Sequence[str | Path]:
+        """Saves at its end alone."""
+        # The empty file name in the save points would mean "never, not even at the end".
+        return ["redis-server", "--bind", HOST, "--port", str(self.port), "--dir", self.folder, "--save", "3600 1"]
+
+
+class Postgres(Service):
+    """A PostgreSQL cluster of one's own. Not run as root, whoever we are: PostgreSQL refuses."""
+
+    name = "postgres"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        # Where its own user may go; a test's folder lies under one that is closed to others.
+        self._data = Path(tempfile.mkdtemp(prefix="nanobanana-postgres-"))
+        self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if _is_root() else []
+
+    @staticmethod
+    def found() -> bool:
+        """Whether it is installed."""
+        return bool(_POSTGRES_BIN)
+
+    def url(self, database: str, driver: str = "postgresql") -> str:
+        """As SQLAlchemy names it."""
+        return f"{driver}://postgres@{HOST}:{self.port}/{database}"
+
+    def make_database(self, name: str) -> None:
+        """Make an empty database."""
+        subprocess.run([*self._psql(), f"CREATE DATABASE {name}"], check=True, capture_output=True)
+
+    @override
+    def prepare(self) -> None:
+        """Make the cluster. Its log must be on the disk at each commit, as in real life: the ledger lives by it."""
+        if _is_root():
+            shutil.chown(self._data, "postgres", "postgres")
+        command = [_POSTGRES_BIN[-1] / "initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "--no-sync"]
+        subprocess.run([*self._as_user, *command], check=True, capture_output=True, cwd="/")
+
+    @override
+    def command(self) -> Sequence[str | Path]:
+        """Sockets beside the data: the system's folder is the shared server's."""
+        settings = ["-h", HOST, "-p", str(self.port), "-k", self._data, "-c", "max_connections=200"]
+        return [*self._as_user, _POSTGRES_BIN[-1] / "postgres", "-D", self._data, *settings]
+
+    @override
+    def ready(self) -> bool:
+        """It listens some time before it serves."""
+        return subprocess.run([*self._psql(), "SELECT 1"], check=False, capture_output=True).returncode == 0
+
+    @override
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """End every connection at once, and it."""
+        super().stop(number)
+
+    def restart(self) -> None:
+        """Away for a moment, as in an upgrade."""
+        self.stop()
+        self.start()
+
+    @override
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        shutil.rmtree(self._data, ignore_errors=True)
+
+    def _psql(self) -> list[str | Path]:
+        place = ["-h", HOST, "-p", str(self.port), "-U", "postgres", "-d", "postgres"]
+        return [_POSTGRES_BIN[-1] / "psql", *place, "-qAtX", "-c"]
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
