@@ -48,6 +48,9 @@ class Settings(BaseSettings):
 
     api_key: SecretStr | None = Field(None, description="The provider's API key (Bearer token). Needed for real work.")
     base_url: str | None = Field(None, pattern="^https?://", description="The API's origin; default: the provider's.")
+    account: str | None = Field(
+        None, description="Name of the provider's account whose limits are shared; default: one for each key."
+    )
     model: str = Field("nano_banana_2", description="The model spec to use.")
     catalogue: str = Field("data/catalogue", description="Folder or URI whose children are catalogues.")
     output: str = Field("data/output", description="Folder, or URI of an object store, for images, tables and pages.")

@@ -16,6 +16,8 @@ from typing import Final
 
 import orjson
 
+from nanobanana_pipeline.ledger.entries import InFlight
+
 _MIN_LIMIT: Final = 1.0
 _DECREASE: Final = 0.9
 _FIRST_LIMIT: Final = 64.0
@@ -79,20 +81,25 @@ class ProviderGate:
         """Count a submit that the provider took; it raises the limit with the next admission."""
         self._accepted += 1
 
-    def grant(self, state: str | None, now_ms: int, in_flight: int, wanted: int) -> tuple[int, float]:
-        """How many of `wanted` may go now, and after how many seconds to ask for the rest."""
+    def grant(self, state: str | None, now_ms: int, in_flight: InFlight, wanted: int) -> tuple[int, float]:
+        """How many of `wanted` may go now, and after how many seconds to ask for the rest.
+
+        While others wait, nobody takes more than an equal share: the one whose tasks end fills their places at once,
+        before the others have asked again, so a large run would keep a small one out until its own end.
+        """
         throttle = self._refilled(state, now_ms)
-        self._in_flight = in_flight
+        self._in_flight = in_flight.total
         if now_ms < throttle.paused_until:
             # Positive jitter only: earlier than told is a refusal, and all at the same moment is a stampede.
             return 0, (throttle.paused_until - now_ms) / 1000 * random.uniform(1.0, 1.25)  # noqa: S311 - not a secret
-        room = max(0, math.floor(min(throttle.limit, self._max)) - in_flight)
-        granted = min(wanted, room)
+        limit, sharers = math.floor(min(throttle.limit, self._max)), in_flight.others_waiting + 1
+        room = max(0, limit - in_flight.total)
+        granted = min(wanted, room, max(0, math.ceil(limit / sharers) - in_flight.mine))
         if throttle.decreased_at:
             granted = min(granted, _AFTER_PUSH_BACK + 2 * (throttle.accepted + self._accepted))
         wait_s = _ASK_AGAIN_S
         if self._per_ms is not None:
-            granted = min(granted, math.floor(throttle.tokens))
+            granted = min(granted, math.ceil(math.floor(throttle.tokens) / sharers))
             if granted < room:
                 wait_s = max(0.0, 1.0 - (throttle.tokens - granted)) / self._per_ms / 1000
         return granted, wait_s

@@ -95,7 +95,8 @@ def generate_shard(
     if not options.allow_duplicates:
         _refuse_renamed(workspace, shard)
     with stop.on_signals():
-        lease = workspace.ledger.lease(shard, options.run_id, seconds=options.patience.lease_s)
+        seconds = options.patience.lease_s
+        lease = workspace.ledger.lease(shard, options.run_id, account=options.account, seconds=seconds)
         lease.acquire()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

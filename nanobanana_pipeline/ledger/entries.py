@@ -97,6 +97,16 @@ class BlockedBy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class InFlight:
+    """Open tasks of an account, as one of its workers sees them."""
+
+    total: int
+    mine: int = 0
+    others_waiting: int = 0
+    """Other workers that have more to send than they were let."""
+
+
+@dataclass(frozen=True, slots=True)
 class Blocked:
     """Not admitted now: ask again after `wait_s`, or (budget, when nothing open could ease it) not in this run."""
 

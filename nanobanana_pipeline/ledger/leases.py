@@ -55,11 +55,14 @@ class ProcessIdentity:
 class Lease:
     """One worker's right to send for a shard. `check` costs no I/O; `renew` is called by the heartbeat."""
 
-    def __init__(self, database: Database, shard: str, run_id: str, *, seconds: float = LEASE_S) -> None:
+    def __init__(
+        self, database: Database, shard: str, run_id: str, *, account: str = "", seconds: float = LEASE_S
+    ) -> None:
         self.owner = f"{run_id[:8]}-{secrets.token_hex(6)}"
         self.shard = shard
         self._database = database
         self._run_id = run_id
+        self._account = account
         self._seconds = seconds
         self._holds_until = 0.0
 
@@ -86,6 +89,7 @@ class Lease:
                     started=identity.started,
                     acquired_at=now,
                     expires_at=now + int(self._seconds * 1000),
+                    account=self._account,
                 )
             )
         self._holds_until = asked + self._seconds

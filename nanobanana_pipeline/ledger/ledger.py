@@ -151,9 +151,9 @@ class Ledger:
 
         return self.database.through_loss(read)
 
-    def lease(self, shard: str, run_id: str, *, seconds: float = LEASE_S) -> Lease:
-        """A lease on a shard, not yet acquired."""
-        return Lease(self.database, shard, run_id, seconds=seconds)
+    def lease(self, shard: str, run_id: str, *, account: str = "", seconds: float = LEASE_S) -> Lease:
+        """A lease on a shard, not yet acquired; what is sent under it counts against the limits of `account`."""
+        return Lease(self.database, shard, run_id, account=account, seconds=seconds)
 
     # --- postings ----------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from nanobanana_pipeline.ledger.entries import (
     Blocked,
     BlockedBy,
     Candidate,
+    InFlight,
     Stale,
     Worker,
 )
@@ -51,7 +52,7 @@ class Gate(Protocol):
 
     account: str
 
-    def grant(self, state: str | None, now_ms: int, in_flight: int, wanted: int, /) -> tuple[int, float]:
+    def grant(self, state: str | None, now_ms: int, in_flight: InFlight, wanted: int, /) -> tuple[int, float]:
         """How many of `wanted` may go now, and after how many seconds to ask for the rest."""
         ...
 
@@ -111,7 +112,8 @@ class Postings:
         first, the attempt counts as a submit of unknown outcome.
         """
         throttle = self._locked_throttle(gate.account)
-        granted, wait_s = gate.grant(throttle, self.now, self._in_flight(), len(wanted))
+        in_flight, waited = self._in_flight(gate.account, worker.owner)
+        granted, wait_s = gate.grant(throttle, self.now, in_flight, len(wanted))
         admission = _Admission(self.now)
         known = self._locked_items(wanted) if granted else {}
         verdicts: list[Verdict] = []
@@ -129,6 +131,9 @@ class Postings:
         after = gate.take(throttle, self.now, admission.size)
         if after != throttle:
             self._save_throttle(gate.account, after)
+        waits = any(isinstance(verdict, Blocked) and verdict.by is BlockedBy.RATE for verdict in verdicts)
+        if waits != waited:
+            self.connection.execute(_WAITS, {"b_owner": worker.owner, "b_waits": waits})
         return verdicts
 
     def teach(self, account: str, lesson: Callable[[str | None, int], str]) -> None:
@@ -181,12 +186,23 @@ class Postings:
         self._change(attempt, state=AttemptState.SUBMITTING, submits=attempt.submits + 1)
         return attempt
 
-    def _in_flight(self) -> int:
-        return self.connection.execute(_IN_FLIGHT, {"b_now": self.now}).scalar_one()
+    def _in_flight(self, account: str, owner: str) -> tuple[InFlight, bool]:
+        """What the account has open now, and whether this worker was waiting for room when it asked last."""
+        row = self.connection.execute(_IN_FLIGHT, {"b_now": self.now, "b_account": account, "b_owner": owner}).one()
+        return InFlight(row.total, row.mine, row.others_waiting), bool(row.waited)
 
     def _locked_throttle(self, account: str) -> str | None:
+        """The account's throttle, held until the end of the transaction: whoever counts next sees what was admitted.
+
+        Without a row nothing is held, and on PostgreSQL hosts would count side by side and fill the same room twice.
+        """
         query = self._database.lock_rows(sa.select(_throttle.c.state).where(_throttle.c.account == account))
-        return self.connection.execute(query).scalar_one_or_none()
+        found = self.connection.execute(query).scalar_one_or_none()
+        if found is None:
+            fresh = self._database.upsert(_throttle).values(account=account, state="")
+            self.connection.execute(fresh.on_conflict_do_nothing())
+            found = self.connection.execute(query).scalar_one()
+        return found or None
 
     def _save_throttle(self, account: str, state: str | None) -> None:
         insert = self._database.upsert(_throttle).values(account=account, state=state)
@@ -442,14 +458,35 @@ _CLAIM = (
     .values(state=ItemState.OPEN.value, note=None, attempts=_bind("b_attempts"), last_attempt_id=_bind("b_attempt"))
 )
 _INSERT = _attempts.insert()
-_IN_FLIGHT = sa.select(sa.func.count()).where(
+_mine = _leases.alias("mine")
+_others = _leases.alias("others")
+_IN_FLIGHT = sa.select(
+    sa.func.count().label("total"),
+    sa.func.count().filter(_attempts.c.owner == _bind("b_owner")).label("mine"),
+    sa.select(sa.func.count())
+    .select_from(_others)
+    .where(
+        _others.c.waiting,
+        _others.c.owner != _bind("b_owner"),
+        _others.c.account == _bind("b_account"),
+        _others.c.expires_at > _bind("b_now"),
+    )
+    .scalar_subquery()
+    .label("others_waiting"),
+    sa.select(_mine.c.waiting).where(_mine.c.owner == _bind("b_owner")).scalar_subquery().label("waited"),
+).where(
     sa.text("state IN (" + ", ".join(f"'{state}'" for state in IN_FLIGHT_STATES) + ")"),
     # The partial index's own condition, so that SQLite may use it.
     sa.text("state IN (" + ", ".join(f"'{state}'" for state in OPEN_STATES) + ")"),
     # What a worker without a lease left open would otherwise fill the limit for ever: its successor found no room to
     # begin in, and so never came to the end of its shard, where it would have taken those attempts over.
-    _attempts.c.owner.in_(sa.select(_leases.c.owner).where(_leases.c.expires_at > _bind("b_now"))),
+    _attempts.c.owner.in_(
+        sa.select(_leases.c.owner).where(
+            _leases.c.expires_at > _bind("b_now"), _leases.c.account.in_([_bind("b_account"), ""])
+        )
+    ),
 )
+_WAITS = _leases.update().where(_leases.c.owner == _bind("b_owner")).values(waiting=_bind("b_waits"))
 _DEFER = (
     _items.update()
     .where(

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from nanobanana_pipeline.ledger.states import OPEN_STATES, WAITING_STATES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """A change of the tables below is a step in `migrations` and one more here."""
 
 metadata = sa.MetaData()
@@ -170,12 +170,16 @@ leases = sa.Table(
     sa.Column("started", _Text, nullable=False),
     sa.Column("acquired_at", _Big, nullable=False),
     sa.Column("expires_at", _Big, nullable=False),
+    # Whose limits its open tasks count against; empty, as processes of version 2 enter it: everybody's.
+    sa.Column("account", _Text, nullable=False, server_default=""),
+    # Whether it has more to send than it was let: those who share its account then leave it room.
+    sa.Column("waiting", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 throttle = sa.Table(
     "throttle",
     metadata,
-    # One row per account (API origin and key fingerprint): what 429s taught, shared by every run on the ledger.
+    # One row per account (a name, or API origin and key fingerprint): what 429s taught, shared by all its runs.
     sa.Column("account", _Text, primary_key=True),
     sa.Column("state", _Text, nullable=False),
 )

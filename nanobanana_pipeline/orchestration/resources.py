@@ -67,6 +67,7 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
 
     api_key: str | None = _knob("api_key")
     base_url: str | None = _knob("base_url")
+    account: str | None = _knob("account")
     model: str = _knob("model")
     catalogue: str = _knob("catalogue")
     output: str = _knob("output")
@@ -177,7 +178,7 @@ def _access(workspace: Workspace, base_url: str | None, api_key: SecretStr | Non
     if stamp.mode == "live" and api_key is None:
         raise UserError(f"there is no key for {stamp.origin}: set NANOBANANA_API_KEY")
     workspace.ledger.claim(stamp)
-    return Access(open_provider, stamp, _account(stamp, api_key))
+    return Access(open_provider, stamp, settings.account or _account(stamp, api_key))
 
 
 async def _stamp(open_provider: partial[HttpProvider]) -> Stamp:

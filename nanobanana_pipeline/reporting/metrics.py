@@ -110,8 +110,8 @@ def _throttle(connection: Connection, now: int) -> Iterator[Metric]:
     paused = GaugeMetricFamily(
         "nanobanana_throttle_paused_seconds", "How long yet nothing is sent, after a 429.", labels=("account",)
     )
-    for row in connection.execute(sa.select(schema.throttle)):
-        state: dict[str, Any] = orjson.loads(row.state) if row.state else {}
+    for row in connection.execute(sa.select(schema.throttle).where(schema.throttle.c.state != "")):
+        state: dict[str, Any] = orjson.loads(row.state)
         limit.add_metric([row.account], state.get("limit", 0))
         paused.add_metric([row.account], max(0, state.get("paused_until", 0) - now) / 1000)
     yield from (limit, paused)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nanobanana_pipeline.generation.limits import ProviderGate
+from nanobanana_pipeline.ledger.entries import InFlight
 from nanobanana_pipeline_tests.benchmarks.measuring import Section, table
 
 _LATENCY_S: Final = 8.0
@@ -114,7 +115,7 @@ def simulated(allowance: Allowance, gate: ProviderGate, measured_s: float = _MEA
         nonlocal state, in_flight, next_round_s
         if now_s < next_round_s:
             return
-        granted, wait_s = gate.grant(state, int(now_s * 1000), in_flight, _BATCH)
+        granted, wait_s = gate.grant(state, int(now_s * 1000), InFlight(in_flight), _BATCH)
         state = gate.take(state, int(now_s * 1000), granted)
         in_flight += granted
         for _ in range(granted):

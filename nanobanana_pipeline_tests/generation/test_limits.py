@@ -3,6 +3,7 @@
 import pytest
 
 from nanobanana_pipeline.generation.limits import ProviderGate
+from nanobanana_pipeline.ledger.entries import InFlight
 from nanobanana_pipeline_tests.benchmarks.limits import Allowance, mean_latency_s, simulated
 
 
@@ -36,18 +37,37 @@ def test_nothing_goes_before_the_time_that_the_provider_named() -> None:
     """Who comes earlier than told is refused again, and may be told to stay away for longer."""
     gate = _gate(64)
     state = gate.pushed_back(None, 1_000_000, 20.0)
-    granted, wait_s = gate.grant(state, 1_005_000, 0, 10)
+    granted, wait_s = gate.grant(state, 1_005_000, InFlight(0), 10)
     assert granted == 0
     assert wait_s >= 15.0
-    assert gate.grant(state, 1_020_000, 0, 10)[0] > 0
+    assert gate.grant(state, 1_020_000, InFlight(0), 10)[0] > 0
 
 
 def test_a_large_limit_is_approached_in_steps() -> None:
     """Thousands of submits at a provider that takes twenty would all be refused at once."""
     gate = _gate(5000)
-    assert gate.grant(None, 1_000_000, 0, 5000)[0] == 64
+    assert gate.grant(None, 1_000_000, InFlight(0), 5000)[0] == 64
     state = gate.take(None, 1_000_000, 64)
     for _ in range(64):
         gate.accepted()
     state = gate.take(state, 1_000_200, 0)
-    assert gate.grant(state, 1_000_200, 64, 5000)[0] == 64
+    assert gate.grant(state, 1_000_200, InFlight(64), 5000)[0] == 64
+
+
+def test_who_has_much_to_send_leaves_room_for_who_waits() -> None:
+    """A run's own ending tasks tell it of room before anyone else asks: a large run would keep a small one out."""
+    large = _gate(12)
+    assert large.grant(None, 1_000_000, InFlight(8, mine=8), 20)[0] == 4
+    assert large.grant(None, 1_000_000, InFlight(8, mine=8, others_waiting=1), 20)[0] == 0
+    assert _gate(12).grant(None, 1_000_000, InFlight(8, mine=0, others_waiting=1), 20)[0] == 4
+    # No place stays empty for it, and with more runs than places each still gets one when it can.
+    assert _gate(5).grant(None, 1_000_000, InFlight(2, mine=2, others_waiting=1), 20)[0] == 1
+    assert _gate(1).grant(None, 1_000_000, InFlight(0, mine=0, others_waiting=7), 20)[0] == 1
+
+
+def test_a_rate_is_shared_with_who_waits() -> None:
+    """The first to ask would take a whole second's submits."""
+    alone, beside = _gate(100, rate=600), _gate(100, rate=600)
+    state = alone.take(None, 1_000_000, 0)
+    assert alone.grant(state, 1_001_000, InFlight(0), 50)[0] in {9, 10}
+    assert beside.grant(state, 1_001_000, InFlight(0, others_waiting=1), 50)[0] == 5

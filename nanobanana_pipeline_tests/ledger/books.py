@@ -6,7 +6,7 @@ from typing import Final
 from nanobanana_pipeline.catalogue.identity import Request, request_hash
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
 from nanobanana_pipeline.ledger.budget import Caps
-from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Blocked, Candidate, Stale, Worker
+from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Blocked, Candidate, InFlight, Stale, Worker
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.registration import Registration
 from nanobanana_pipeline.model_specs.loader import load_spec
@@ -22,7 +22,7 @@ class OpenGate:
 
     account = "test"
 
-    def grant(self, _state: str | None, _now_ms: int, _in_flight: int, wanted: int) -> tuple[int, float]:
+    def grant(self, _state: str | None, _now_ms: int, _in_flight: InFlight, wanted: int) -> tuple[int, float]:
         """All of them, at once."""
         return wanted, 0.0
 

@@ -27,6 +27,7 @@ from nanobanana_pipeline_tests.servers.services import HOST, Postgres, Redis, fr
 ROOT: Final = Path(__file__).resolve().parents[2]
 BUCKET: Final = "nanobanana"
 _CONFIGURATION: Final = ROOT / "deploy" / "celery" / "dagster.yaml"
+_START_LIMIT_S: Final = 300.0
 _END_LIMIT_S: Final = 60.0
 _NANOBANANA: Final = (sys.executable, "-m", "nanobanana_pipeline.cli")
 
@@ -105,11 +106,19 @@ class ManyMachines(DagsterPages):
     `knobs` are settings of the pipeline, `simulator` options of the provider.
     """
 
-    def __init__(self, folder: Path, *, knobs: Mapping[str, Any], simulator: Mapping[str, Any], pool: int = 12) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        knobs: Mapping[str, Any],
+        simulator: Mapping[str, Any],
+        pool: int = 12,
+        dead_after_s: int = 60,
+    ) -> None:
         self.folder = folder.absolute()
         self._knobs = dict(knobs)
         self._simulator = dict(simulator)
-        self._pool = pool
+        self._configuration = _configuration(pool, dead_after_s)
         self._port = free_port()
         self._code_port = free_port()
         self._stack = ExitStack()
@@ -187,9 +196,7 @@ class ManyMachines(DagsterPages):
         folder = self.folder / name
         home = folder / "dagster_home"
         home.mkdir(parents=True)
-        text = _CONFIGURATION.read_text()
-        assert "default_limit: 12" in text
-        (home / "dagster.yaml").write_text(text.replace("default_limit: 12", f"default_limit: {self._pool}"))
+        (home / "dagster.yaml").write_text(self._configuration)
         return Program(name, command, folder, self.environment | {"DAGSTER_HOME": str(home)} | environment)
 
     def _start_dagster(self) -> None:
@@ -197,7 +204,7 @@ class ManyMachines(DagsterPages):
         first = self._program("status", [*_NANOBANANA, "status"])
         first.start()
         assert first.process is not None
-        first.process.wait(120)
+        first.process.wait(_START_LIMIT_S)
         workspace = self.folder / "workspace.yaml"
         workspace.write_text(
             f"load_from:\n  - grpc_server: {{host: {HOST}, port: {self._code_port}, location_name: {LOCATION}}}\n"
@@ -206,7 +213,7 @@ class ManyMachines(DagsterPages):
         module = ["-m", "nanobanana_pipeline.definitions"]
         dagster = [sys.executable, "-m", "dagster"]
         self.programs = [
-            self._program("code", [*dagster, "code-server", "start", *place, str(self._code_port), *module]),
+            self._program("code", [*dagster, "api", "grpc", *place, str(self._code_port), *module]),
             self._program(
                 "web", [sys.executable, "-m", "dagster_webserver", "-w", str(workspace), *place, str(self._port)]
             ),
@@ -214,7 +221,7 @@ class ManyMachines(DagsterPages):
         ]
         for program in self.programs:
             program.start()
-        self.wait_for("Dagster's pages", self.loaded, 120)
+        self.wait_for("Dagster's pages", self.loaded, _START_LIMIT_S)
 
     def _end_programs(self) -> None:
         for program in reversed([*self.programs, *self.workers]):
@@ -223,6 +230,18 @@ class ManyMachines(DagsterPages):
                     os.kill(program.main_pid, signal.SIGTERM)
         for program in [*self.programs, *self.workers]:
             program.stop()
+
+
+def _configuration(pool: int, dead_after_s: int) -> str:
+    """The one that is deployed, but for these."""
+    text = _CONFIGURATION.read_text()
+    for line, ours in (
+        ("default_limit: 12", f"default_limit: {pool}"),
+        ("dead_after_seconds: 60", f"dead_after_seconds: {dead_after_s}"),
+    ):
+        assert line in text, line
+        text = text.replace(line, ours)
+    return text
 
 
 def _apart(name: str) -> list[str]:

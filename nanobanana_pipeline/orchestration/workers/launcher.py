@@ -72,6 +72,7 @@ class WorkersRunLauncher(CeleryRunLauncher):
         self,
         broker: str,
         default_queue: str = DEFAULT_QUEUE,
+        dead_after_seconds: int = SILENCE_S,
         config_source: dict[str, Any] | None = None,
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
@@ -86,6 +87,7 @@ class WorkersRunLauncher(CeleryRunLauncher):
             inst_data=inst_data,
         )
         self._low_is_urgent = is_redis
+        self._dead_after_s = dead_after_seconds
         self._watch = Watch()
         self._resumed: dict[str, tuple[str, float]] = {}
 
@@ -187,7 +189,7 @@ class WorkersRunLauncher(CeleryRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING, "waits for a worker to go on with it")
         if pulse is not None and pulse.left:
             return CheckRunHealthResult(WorkerStatus.FAILED, "its worker was stopped, and leaves it to another")
-        if silent_s >= SILENCE_S or (pulse is not None and pulse.surely_dead):
+        if silent_s >= self._dead_after_s or (pulse is not None and pulse.surely_dead):
             return CheckRunHealthResult(WorkerStatus.FAILED, f"its worker has not been heard for {silent_s:.0f} s")
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
@@ -210,6 +212,12 @@ class WorkersRunLauncher(CeleryRunLauncher):
                 is_required=False,
                 default_value=DEFAULT_QUEUE,
                 description=f"The queue of runs that have no tag {DAGSTER_CELERY_QUEUE_TAG}.",
+            ),
+            "dead_after_seconds": dg.Field(
+                dg.IntSource,
+                is_required=False,
+                default_value=SILENCE_S,
+                description="A worker that was not heard for so long is taken for dead, and another goes on.",
             ),
             "config_source": dg.Field(
                 dg.Noneable(dg.Permissive()), is_required=False, description="Further settings of Celery."

@@ -29,7 +29,7 @@ from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.leases import ProcessIdentity
 
 BEAT_S: Final = 5.0
-SILENCE_S: Final = 60.0
+SILENCE_S: Final = 60
 """A worker that was not heard for so long is taken for dead: a machine may be slow, and another may wait a minute."""
 
 _KEY: Final = "nanobanana_pulse:"

@@ -1,0 +1,134 @@
+"""Three workers, a broker, PostgreSQL and a bucket: what one machine promises, with parts of it killed on the way."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nanobanana_pipeline.ledger.states import ItemState
+from nanobanana_pipeline_tests.chaos.verdict import judge
+from nanobanana_pipeline_tests.servers.many_machines import ManyMachines, Program
+from nanobanana_pipeline_tests.servers.services import Postgres, Redis
+
+pytest.importorskip("dagster_celery", reason="the extra `celery` is not installed")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("many_machines")]
+
+GENERATION = ("images", "results", "attempts")
+_FOXES = 240
+_SHARD = 20
+_UNDER_WAY = """
+query { runsOrError(filter: {statuses: [STARTED, STARTING, CANCELING]}) { ... on Runs { results { id } } } }"""
+
+
+@pytest.fixture(scope="module")
+def machines(
+    tmp_path_factory: pytest.TempPathFactory, require: Callable[[str, bool, str], None]
+) -> Iterator[ManyMachines]:
+    """All servers and Dagster; the workers are each test's own."""
+    require("redis", Redis.found(), "install it, e.g. apt install redis-server")
+    require("postgres", Postgres.found(), "install the server itself, e.g. apt install postgresql")
+    knobs = {"shard_size": _SHARD, "budget_usd": 1000, "max_in_flight": 24}
+    simulator = {"latency": 2.0, "sigma": 0.2, "cached_picture": True}
+    folder = tmp_path_factory.mktemp("machines")
+    with ManyMachines(folder, knobs=knobs, simulator=simulator, pool=6, dead_after_s=15) as machines:
+        yield machines
+
+
+@pytest.fixture
+def worker(machines: ManyMachines) -> Iterator[Callable[..., Program]]:
+    """`worker(…)`: a machine more, which ends with the test."""
+    yield machines.add_worker
+    for each in machines.workers:
+        each.stop()
+
+
+def submitted(machines: ManyMachines, catalogue: str) -> int:
+    """How many tasks of a catalogue the provider has taken."""
+    return len([prompt for prompt in machines.pipeline.accepted() if prompt.startswith(catalogue)])
+
+
+def statuses(machines: ManyMachines, catalogue: str) -> Counter[ItemState]:
+    """The items of a catalogue by state."""
+    with machines.pipeline.open() as workspace:
+        found = workspace.ledger.shard_work([catalogue])
+    counts: Counter[ItemState] = Counter()
+    for work in found:
+        counts.update(work.states)
+    return counts
+
+
+def refresh(machines: ManyMachines) -> None:
+    """Enter the catalogues."""
+    run = machines.materialize(["prompts", "rejected_prompts"])
+    assert machines.wait_for_end(run, 240) == "SUCCESS", machines.log
+
+
+def prompts(catalogue: str, count: int) -> list[dict[str, str]]:
+    """So many prompts, small ones."""
+    return [{"prompt_id": f"{n:04d}", "prompt": f"{catalogue}, number {n}", "resolution": "0.5K"} for n in range(count)]
+
+
+def test_a_stop_in_the_pages_ends_a_run_on_its_worker(machines: ManyMachines, worker: Callable[..., Program]) -> None:
+    """Wherever it runs: what was sent is kept, the tables are written, and the next run goes on."""
+    worker(processes=1)
+    machines.pipeline.write(prompts("owls", 4), "owls")
+    refresh(machines)
+    machines.simulator.set_faults([{"fault": "slow_task", "seconds": 3000, "contains": "owls"}])
+    run = machines.materialize(GENERATION, partition="owls-000000")
+    machines.wait_for("the submits", lambda: submitted(machines, "owls") == 4, 240)
+    machines.terminate(run)
+    assert machines.wait_for_end(run, 120) == "CANCELED", machines.log
+    assert {row["status"] for row in machines.pipeline.table("results")} == {"in_flight"}
+    machines.simulator.set_faults([])
+    machines.simulator.advance(6000)
+    again = machines.materialize(GENERATION, partition="owls-000000")
+    assert machines.wait_for_end(again, 240) == "SUCCESS", machines.log
+    assert {row["status"] for row in machines.pipeline.table("results")} == {"succeeded"}
+    assert submitted(machines, "owls") == 4
+
+
+def test_whatever_dies_on_the_way_every_image_is_made_and_paid_for_once(
+    machines: ManyMachines, worker: Callable[..., Program]
+) -> None:
+    """A worker killed, one sent home, a new one, database and broker away for a while: the books agree at the end."""
+    killed, sent_home, _ = worker(), worker(), worker()
+    machines.pipeline.write(prompts("foxes", _FOXES), "foxes")
+    refresh(machines)
+    # The person who turns this on clicks nothing from here on.
+    machines.start_sensor("generation_sensor")
+
+    def taken(count: int) -> None:
+        machines.wait_for(f"{count} submits", lambda: submitted(machines, "foxes") >= count, 400)
+
+    taken(_FOXES // 8)
+    killed.kill()
+    taken(_FOXES // 4)
+    machines.broker.stop()
+    worker()
+    time.sleep(3)  # for so long nothing can be handed out, and those at work must not mind
+    machines.broker.start()
+    taken(_FOXES // 2)
+    assert sent_home.stop() == 143, machines.log
+    machines.postgres.restart()
+
+    def over() -> bool:
+        counts = statuses(machines, "foxes")
+        return counts[ItemState.DONE] + counts[ItemState.UNKNOWN] == _FOXES
+
+    machines.wait_for("all images", over, 600)
+    filters = (
+        "query { runsOrError(filter: {statuses: [STARTED, STARTING, CANCELING]}) { ... on Runs { results { id } } } }"
+    )
+    machines.wait_for("the runs' end", lambda: not machines.query(filters)["runsOrError"]["results"], 300)
+
+    # Only what was in the air at the kill can be unknown: its answer went to nobody.
+    unknown = statuses(machines, "foxes")[ItemState.UNKNOWN]
+    assert unknown <= machines.pipeline.knobs["max_in_flight"]
+    with machines.pipeline.open() as workspace:
+        verdict = judge(workspace, machines.simulator.book, unknown)
+    assert verdict.failures == [], machines.log
+    billed = Counter(row["prompt"] for row in machines.pipeline.billed())
+    assert set(billed.values()) == {1}
+    assert verdict.figures["images"] == _FOXES + 4 - unknown
