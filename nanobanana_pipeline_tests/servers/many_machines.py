@@ -16,8 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import sqlalchemy as sa
 from typing_extensions import override
 
+from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 from nanobanana_pipeline_tests.servers.dagster_pages import LOCATION, DagsterPages
@@ -53,10 +56,15 @@ class Program:
         return self.process is not None and self.process.poll() is None
 
     @property
+    def pid(self) -> int:
+        """The first process of its group."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
     def main_pid(self) -> int:
         """The process that is meant to be told: not the one that only keeps a namespace."""
-        assert self.process is not None
-        pid = self.process.pid
+        pid = self.pid
         if self.command[0] != "unshare":
             return pid
         children = Path(f"/proc/{pid}/task/{pid}/children")
@@ -191,6 +199,12 @@ class ManyMachines(DagsterPages):
         worker.start()
         self.workers.append(worker)
         return worker
+
+    def being_submitted(self) -> set[str]:
+        """The attempts whose request is on its way now: their outcome may be lost with their worker."""
+        query = sa.select(schema.attempts.c.attempt_id).where(schema.attempts.c.state == AttemptState.SUBMITTING)
+        with self.pipeline.open() as workspace, workspace.ledger.database.read() as connection:
+            return set(connection.execute(query).scalars())
 
     def _program(self, name: str, command: Sequence[str], **environment: str) -> Program:
         folder = self.folder / name

@@ -64,6 +64,11 @@ class ObjectStoreProcess:
         self._process.communicate()
 
     @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         """The endpoint."""
         return f"http://127.0.0.1:{self.port}"

@@ -1,0 +1,223 @@
+"""What a set-up of many machines costs, part by part, and what becomes of it when parts of it die.
+
+    python -m nanobanana_pipeline_tests.benchmarks.machines --workers 1 2 3
+    python -m nanobanana_pipeline_tests.benchmarks.machines --workers 3 --kill --catalogue partiprompts.parquet
+
+All parts run on one machine, so how many items a second come of it says little; CPU an item of each part says what
+each needs wherever it runs. With `--kill` a worker is killed, one sent home, broker and database are away for a while,
+and at the end everything is held against the provider's book. Not part of `make bench`: it needs PostgreSQL and Redis.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pyarrow.parquet as pq
+
+from nanobanana_pipeline.ledger.states import ItemState
+from nanobanana_pipeline_tests.benchmarks.measuring import FIGURES, say, table
+from nanobanana_pipeline_tests.chaos.verdict import judge
+from nanobanana_pipeline_tests.servers.many_machines import ManyMachines
+
+_LATENCY_S: Final = 6.0
+_LIMIT_S: Final = 3600.0
+_UNDER_WAY: Final = """
+{ runsOrError(filter: {statuses: [STARTED, STARTING, CANCELING]}) { ... on Runs { results { id } } } }"""
+_PARTS: Final = ("workers", "daemon", "code server", "web server", "PostgreSQL", "broker", "object store", "simulator")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What every part has used since its start."""
+
+    at: float
+    cpu_s: Mapping[str, float]
+    ledger_commits: int
+    dagster_commits: int
+    wal_bytes: int
+
+
+def main() -> int:
+    """Measure each number of workers in turn."""
+    parser = argparse.ArgumentParser(
+        prog="machines", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--processes", type=int, default=2, help="runs at once on each worker")
+    parser.add_argument("--prompts", type=int, default=600, help="of a generated catalogue")
+    parser.add_argument("--catalogue", type=Path, help="a Parquet file instead")
+    parser.add_argument("--shard-size", type=int, default=100)
+    parser.add_argument("--in-flight", type=int, default=200)
+    parser.add_argument("--kill", action="store_true", help="let parts of it die on the way")
+    chosen = parser.parse_args()
+    figures = [_measure(workers, chosen) for workers in chosen.workers]
+    columns = [f"{each['workers']} workers" if each["workers"] > 1 else "1 worker" for each in figures]
+    rows = [[name, *(each["table"][name] for each in figures)] for name in figures[0]["table"]]
+    say("\n" + table(["", *columns], rows))
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    (FIGURES / "machines.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return 1 if any(each["failures"] for each in figures) else 0
+
+
+def _rows(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    if chosen.catalogue:
+        return pq.read_table(chosen.catalogue).to_pylist()
+    return [{"prompt_id": f"p{n:06d}", "prompt": f"A picture of a fox, number {n}"} for n in range(chosen.prompts)]
+
+
+def _measure(workers: int, chosen: argparse.Namespace) -> dict[str, Any]:
+    folder = Path(tempfile.mkdtemp(prefix="nanobanana-machines-"))
+    knobs = {"shard_size": chosen.shard_size, "budget_usd": 100_000, "max_in_flight": chosen.in_flight}
+    simulator = {"latency": _LATENCY_S, "cached_picture": True}
+    rows = _rows(chosen)
+    with ManyMachines(folder, knobs=knobs, simulator=simulator, pool=workers * chosen.processes) as machines:
+        say(f"{workers} workers: {machines.url}, logs in {folder}")
+        for _ in range(workers):
+            machines.add_worker(processes=chosen.processes)
+        machines.pipeline.write(rows, "cat")
+        run = machines.materialize(["prompts", "rejected_prompts"])
+        assert machines.wait_for_end(run, _LIMIT_S) == "SUCCESS", machines.log
+        items = sum(_states(machines).values())
+        before = _standing(machines)
+        machines.start_sensor("generation_sensor")
+        in_the_air = _kill(machines, items) if chosen.kill else set[str]()
+        machines.wait_for("all images", lambda: _over(machines, items), _LIMIT_S)
+        machines.wait_for("the runs' end", lambda: not machines.query(_UNDER_WAY)["runsOrError"]["results"], _LIMIT_S)
+        after = _standing(machines)
+        return {
+            "workers": workers,
+            "items": items,
+            "killed": chosen.kill,
+            "table": _figures(before, after, items),
+            "failures": _judged(machines, items, in_the_air),
+        }
+
+
+def _kill(machines: ManyMachines, items: int) -> set[str]:
+    """Let parts of it die; returns the attempts that were being submitted at a kill."""
+
+    def taken(share: float) -> None:
+        machines.wait_for(f"{share:.0%} of the submits", lambda: _accepted(machines) >= items * share, _LIMIT_S)
+
+    taken(0.15)
+    say(f"{_accepted(machines)} taken: SIGKILL for all of worker 1, and a new one")
+    machines.workers[0].kill()
+    in_the_air = machines.being_submitted()
+    machines.add_worker()
+    taken(0.35)
+    say(f"{_accepted(machines)} taken: the broker is away")
+    machines.broker.stop()
+    time.sleep(5)
+    machines.broker.start()
+    taken(0.55)
+    say(f"{_accepted(machines)} taken: the database is restarted")
+    machines.postgres.restart()
+    taken(0.7)
+    say(f"{_accepted(machines)} taken: worker 2 is sent home, and ends with {machines.workers[1].stop()}")
+    return in_the_air
+
+
+def _accepted(machines: ManyMachines) -> int:
+    return machines.simulator.stats()["events"].get("accepted", 0)
+
+
+def _states(machines: ManyMachines) -> Counter[ItemState]:
+    counts: Counter[ItemState] = Counter()
+    with machines.pipeline.open() as workspace:
+        for work in workspace.ledger.shard_work():
+            counts.update(work.states)
+    return counts
+
+
+def _over(machines: ManyMachines, items: int) -> bool:
+    # It looks often, and is no part of what is measured: the provider's own count first, which costs nothing.
+    if _accepted(machines) < items:
+        return False
+    time.sleep(0.5)
+    counts = _states(machines)
+    return counts[ItemState.DONE] + counts[ItemState.UNKNOWN] + counts[ItemState.FAILED] == items
+
+
+def _judged(machines: ManyMachines, items: int, in_the_air: set[str]) -> list[str]:
+    unknown = _states(machines)[ItemState.UNKNOWN]
+    with machines.pipeline.open() as workspace:
+        verdict = judge(workspace, machines.simulator.book, in_the_air)
+    billed = Counter(row["idempotency_key"] for row in machines.pipeline.billed())
+    twice = [key for key, times in billed.items() if times > 1]
+    say(
+        f"{items} items, {verdict.figures['images']} images with their hash, {unknown} unknown, "
+        f"{verdict.figures['billed calls']} billed, {len(twice)} billed twice, failures: {verdict.failures or 'none'}"
+    )
+    return [*verdict.failures, *twice]
+
+
+def _standing(machines: ManyMachines) -> Standing:
+    code, web, daemon = machines.programs
+    roots: dict[str, Sequence[int]] = {
+        "workers": [worker.pid for worker in machines.workers],
+        "daemon": [daemon.pid],
+        "code server": [code.pid],
+        "web server": [web.pid],
+        "PostgreSQL": [machines.postgres.pid],
+        "broker": [machines.broker.pid],
+        "object store": [machines.store.pid],
+        "simulator": [machines.simulator.pid],
+    }
+    with psycopg.connect(machines.postgres.url("postgres")) as connection:
+        query = "SELECT datname, xact_commit FROM pg_stat_database WHERE datname IS NOT NULL"
+        commits = dict(connection.execute(query).fetchall())
+        (wal,) = connection.execute("SELECT wal_bytes FROM pg_stat_wal").fetchone() or (0,)
+    return Standing(
+        time.monotonic(),
+        {name: sum(map(_cpu_s(), pids)) for name, pids in roots.items()},
+        commits["nanobanana_ledger"],
+        commits["nanobanana_dagster"],
+        int(wal),
+    )
+
+
+def _cpu_s() -> Callable[[int], float]:
+    """Seconds of CPU of a process, its living descendants, and those that it has collected."""
+    ticks = 100
+    used: dict[int, float] = {}
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue
+        fields = text[text.rindex(")") + 2 :].split()
+        pid = int(stat.parent.name)
+        used[pid] = sum(map(int, fields[11:15])) / ticks
+        children.setdefault(int(fields[1]), []).append(pid)
+
+    def of(pid: int) -> float:
+        return used.get(pid, 0.0) + sum(map(of, children.get(pid, ())))
+
+    return of
+
+
+def _figures(before: Standing, after: Standing, items: int) -> dict[str, str]:
+    seconds = after.at - before.at
+    spent = {name: (after.cpu_s[name] - before.cpu_s[name]) / items * 1000 for name in _PARTS}
+    return {
+        "items": f"{items:,}",
+        "items a second": f"{items / seconds:.1f}",
+        **{f"{name}, CPU ms an item": f"{ms:.1f}" for name, ms in spent.items()},
+        "all parts, CPU ms an item": f"{sum(spent.values()):.1f}",
+        "ledger, transactions an item": f"{(after.ledger_commits - before.ledger_commits) / items:.2f}",
+        "Dagster's storage, transactions an item": f"{(after.dagster_commits - before.dagster_commits) / items:.2f}",
+        "PostgreSQL's log, bytes an item": f"{(after.wal_bytes - before.wal_bytes) / items:,.0f}",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
