@@ -73,6 +73,13 @@ class Settings(BaseSettings):
     image_hosts: CommaSeparated = Field(
         (), description="Hosts that images may be fetched from (comma separated); default: any public one."
     )
+    link_hours: int = Field(
+        168,
+        ge=0,
+        le=168,
+        description="How long the links of pages in an object store work; 0: plain paths, for a bucket that a web "
+        "server shows.",
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="How the engine's log lines are written; json is one object a line."
     )

@@ -18,18 +18,22 @@ _DAMAGED_SHOWN = 10
 def report() -> None:
     """Write the pages anew: the cost report and the gallery of every image. Costs nothing.
 
-    Every finished run does this by itself.
+    Every finished run does this by itself. Of an output in a bucket, a link to open them is shown: it, and what it
+    leads to, works for NANOBANANA_LINK_HOURS, for whoever has it.
     """
     from nanobanana_pipeline.generation.workspace import Workspace
     from nanobanana_pipeline.reporting.costs import publish_cost_daily
     from nanobanana_pipeline.reporting.pages import write_site
     from nanobanana_pipeline.settings import load_settings
 
-    with Workspace.open(load_settings()) as workspace:
+    settings = load_settings()
+    with Workspace.open(settings) as workspace:
         publish_cost_daily(workspace)
         site = write_site(workspace)
     for page in (site.index, site.cost_report, site.gallery):
         say(page)
+    if site.link != site.index:
+        say(f"to open in a browser, for {counted(settings.link_hours, 'hour')}: {site.link}")
 
 
 @click.command(short_help="Hand out the images, with a list of what they are.")

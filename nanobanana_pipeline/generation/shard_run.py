@@ -91,6 +91,7 @@ def generate_shard(
     stop = stop or StopSwitch()
     began = time.monotonic()
     report = ShardReport(shard, Tally())
+    workspace.tables.check_commits()
     refuse_older_ledger(workspace, [shard])
     if not options.allow_duplicates:
         _refuse_renamed(workspace, shard)

@@ -6,11 +6,17 @@ Which URIs come here is said in `opening`.
 # pyright: reportIncompatibleMethodOverride=false
 # fsspec's own signatures are looser than what its callers rely on.
 
+import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+import mimetypes
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
-from obstore.exceptions import BaseError
+import obstore
+from fsspec.asyn import sync
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.fsspec import FsspecStore
 
 from nanobanana_pipeline.object_stores.opening import ObjectStoreError
@@ -44,9 +50,44 @@ class ObjectStore(FsspecStore):
         super().__init__(*args, **{"client_options": _CLIENT, **options})
 
     @_in_one_line
-    async def _pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> Any:
+    async def _pipe_file(self, path: str, value: Any, _mode: str = "overwrite", **_kwargs: Any) -> None:
         # One request, or a multipart upload for a large object: visible when it is whole, and not before.
-        return await super()._pipe_file(path, value, mode, **kwargs)
+        bucket, key = self._split_path(path)
+        await self._construct_store(bucket).put_async(key, value, attributes=_attributes(key))
+
+    async def _put_file(self, lpath: str, rpath: str, mode: str = "overwrite", **kwargs: Any) -> None:
+        await self._pipe_file(rpath, Path(lpath), mode, **kwargs)
+
+    def count_winners(self, path: str, rivals: int) -> int:
+        """How many of `rivals` that put `path` at the same moment are told that they alone have made it."""
+        winners: int = sync(self.loop, self._winners, path, rivals)  # pyright: ignore[reportAssignmentType]
+        return winners
+
+    @_in_one_line
+    async def _winners(self, path: str, rivals: int) -> int:
+        bucket, key = self._split_path(path)
+        store = self._construct_store(bucket)
+
+        async def wins(rival: int) -> bool:
+            try:
+                await store.put_async(key, b"%d" % rival, mode="create")
+            except (AlreadyExistsError, PreconditionError):
+                return False
+            return True
+
+        return sum(await asyncio.gather(*map(wins, range(rivals))))
+
+    def sign_all(self, paths: Sequence[str], seconds: int) -> list[str]:
+        """Links by which a browser may get each of `paths`, all of one bucket, for so long, with no other permission."""
+        if not paths:
+            return []
+        bucket, _ = self._split_path(paths[0])
+        store: Any = self._construct_store(bucket)
+        keys = [self._split_path(path)[1] for path in paths]
+        try:
+            return list(obstore.sign(store, "GET", keys, timedelta(seconds=seconds)))
+        except BaseError as error:
+            raise ObjectStoreError(paths[0], error) from None
 
     @_in_one_line
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
@@ -87,6 +128,12 @@ class ObjectStore(FsspecStore):
         async for chunk in self._construct_store(bucket).list(prefix):
             found |= {entry["name"]: entry for entry in (_entry(bucket, each) for each in chunk)}
         return found if kwargs.get("detail") else sorted(found)
+
+
+def _attributes(key: str) -> Any:
+    """What a browser is told of an object: it shows a page only when it is called one."""
+    kind, _ = mimetypes.guess_type(key)
+    return {"Content-Type": kind} if kind else None
 
 
 def _entry(bucket: str, meta: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from the ledger in one snapshot, a shard at a time: memory does not grow with th
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final
 
 import orjson
@@ -19,11 +20,13 @@ from nanobanana_pipeline.ledger import schema, statement
 from nanobanana_pipeline.ledger.statement import ItemStatement
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.reporting.figures import is_current
-from nanobanana_pipeline.reporting.site import SiteFolder
-from nanobanana_pipeline.reporting.thumbnails import Pictured, existing, make_missing
+from nanobanana_pipeline.reporting.site import SITE, SiteFolder
+from nanobanana_pipeline.reporting.thumbnails import Pictured, existing, make_missing, thumbnail_path
 
 MOST_ITEMS: Final = 200_000
 """Items on the page; a browser's tab holds so many with ease, and a person looks at fewer."""
+MOST_LINKED_ITEMS: Final = 40_000
+"""The same where every picture has a signed link, some hundred bytes that can't be made smaller."""
 _ITEMS_A_CHUNK: Final = 2_000
 _DETAILS_A_CHUNK: Final = 250
 
@@ -39,6 +42,7 @@ class Gallery:
         self._facets = {name: _Facet() for name in ("catalogue", "campaign", "status", "ratio", "resolution")}
         self._wall = _Chunks(site, "gallery-items", _ITEMS_A_CHUNK)
         self._details = _Chunks(site, "gallery-details", _DETAILS_A_CHUNK)
+        self._most = MOST_ITEMS if site.links_until is None else MOST_LINKED_ITEMS
         self.shown = self.left_out = self.images = 0
 
     def write(self) -> str:
@@ -49,8 +53,9 @@ class Gallery:
             for shard in _shards(connection):
                 self._add_shard(connection, shard, thumbnails)
         stamp = self._workspace.ledger.stamp
-        index = {
+        index: Json = {
             "generated_at": time.time_ns() // 1_000_000,
+            "links_until": self._site.links_until,
             "simulated": self._workspace.settings.simulated if stamp is None else stamp.mode == "simulated",
             "items": self.shown,
             "left_out": self.left_out,
@@ -59,6 +64,8 @@ class Gallery:
             "details": self._details.finish(),
             "details_a_chunk": _DETAILS_A_CHUNK,
         }
+        links = self._site.links([f"{SITE}/{path}" for path in self.scripts])
+        index["links"] = {path.removeprefix(f"{SITE}/"): link for path, link in links.items()}
         return self._site.write_data("gallery", index)
 
     @property
@@ -71,21 +78,25 @@ class Gallery:
         of_item: dict[str, list[Any]] = {}
         for attempt in attempts:
             of_item.setdefault(attempt.item_id, []).append(attempt)
+        links = self._site.links(_pictures(attempts, thumbnails))
         for entry in items:
-            if self.shown >= MOST_ITEMS:
+            if self.shown >= self._most:
                 self.left_out += 1
                 continue
             images = image_rows(entry)
             self.shown += 1
             self.images += len(images)
             request = Request.from_json(entry.item.body)
-            self._wall.add(self._wall_entry(entry, request, images, thumbnails))
-            self._details.add(_detail(entry, request, images, of_item.get(entry.item.item_id, [])))
+            thumbnail = images[0]["sha256"] if images and images[0]["sha256"] in thumbnails else ""
+            thumbnail = links.get(thumbnail_path(thumbnail), thumbnail)
+            self._wall.add(self._wall_entry(entry, request, images, thumbnail))
+            self._details.add(_detail(entry, request, images, of_item.get(entry.item.item_id, []), links))
 
-    def _wall_entry(
-        self, entry: ItemStatement, request: Request, images: list[Json], thumbnails: set[str]
-    ) -> list[Any]:
-        """What the wall, the filters and the search need; `gallery.js` names the places in the same order."""
+    def _wall_entry(self, entry: ItemStatement, request: Request, images: list[Json], thumbnail: str) -> list[Any]:
+        """What the wall, the filters and the search need; `gallery.js` names the places in the same order.
+
+        `thumbnail` is the hash or the link of one, or empty.
+        """
         item, facets = entry.item, self._facets
         first = images[0] if images else None
         active = bool(item.active)
@@ -101,7 +112,7 @@ class Gallery:
             facets["resolution"].number(item.resolution, counted=active),
             first["width"] if first else 0,
             first["height"] if first else 0,
-            first["sha256"] if first and first["sha256"] in thumbnails else "",
+            thumbnail,
             len(images),
             entry.cost_micros,
             (entry.attempt.stored_at if entry.attempt else None) or 0,
@@ -172,9 +183,20 @@ def _shards(connection: Connection) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
-def _detail(entry: ItemStatement, request: Request, images: list[Json], attempts: list[Any]) -> Json:
+def _pictures(attempts: Iterable[Any], thumbnails: set[str]) -> list[str]:
+    """The paths of all files that may be shown of these attempts."""
+    images = [image for attempt in attempts for image in orjson.loads(attempt.images or "[]")]
+    small = [thumbnail_path(image["sha256"]) for image in images if image["sha256"] in thumbnails]
+    return [*small, *(image["path"] for image in images)]
+
+
+def _detail(
+    entry: ItemStatement, request: Request, images: list[Json], attempts: list[Any], links: dict[str, str]
+) -> Json:
     """What is shown of one item when a person looks into it."""
     item, attempt = entry.item, entry.attempt
+    tried = [_attempt(row) for row in attempts]
+    paths = {path for one in tried for path in one["images"]}
     return {
         "shard": item.shard,
         "model": request.model,
@@ -189,7 +211,8 @@ def _detail(entry: ItemStatement, request: Request, images: list[Json], attempts
         "text": attempt.text if attempt else None,
         "metadata": _parsed(attempt.metadata) if attempt else None,
         "images": [{name: image.get(name) for name in _IMAGE_FACTS} for image in images],
-        "attempts": [_attempt(row) for row in attempts],
+        "attempts": tried,
+        "links": {path: links[path] for path in sorted(paths) if path in links},
     }
 
 

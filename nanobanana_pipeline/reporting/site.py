@@ -3,11 +3,17 @@
 A page opened from a disk may load scripts but fetch nothing, so data are scripts that assign one value. Their names
 hold a hash of what is in them: a page that is being replaced never sees half old and half new data. What the data are
 is up to `cost_page` and `gallery`.
+
+Beside a folder's pages everything is reached by relative paths. A bucket is private as a rule, so there every link is a
+signed one, for a limited time: whoever is given the link of a page sees all of it, and needs no key.
 """
 
 import hashlib
+import html
+import logging
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
@@ -15,7 +21,8 @@ import orjson
 
 from nanobanana_pipeline import reporting
 from nanobanana_pipeline.generation.workspace import Workspace
-from nanobanana_pipeline.object_stores.opening import open_uri
+from nanobanana_pipeline.object_stores.opening import ObjectStoreError, open_uri
+from nanobanana_pipeline.storage import durable
 
 SITE: Final = "site"
 """The folder of the pages, under the output."""
@@ -41,13 +48,48 @@ _ESCAPES: Final = tuple(
 )
 
 
+# What a template names of its own folder: parts and other pages.
+_OWN: Final = re.compile(r"(?<=[=\"])((?:assets|data)/[\w./-]+|\w+\.html)(?:\?v=\w+)?(?=\")")
+
+_log = logging.getLogger(__name__)
+
+
 class SiteFolder:
-    """The pages of one output, a folder or an object store."""
+    """The pages of one output, a folder or an object store.
+
+    `links_until` (milliseconds since 1970) is when the signed links written from now on end; None where paths do.
+    """
 
     def __init__(self, workspace: Workspace) -> None:
         self._store = workspace.images
         self._root = workspace.output.rstrip("/")
         self._filesystem, self._base = open_uri(f"{self._root}/{SITE}")
+        self._hours = workspace.settings.link_hours if durable.is_remote(self._root) else 0
+        self.links_until = self._end_of_links()
+
+    def links(self, paths: Sequence[str]) -> dict[str, str]:
+        """The signed link of each path (relative to the output); empty where relative paths lead there."""
+        if self.links_until is None:
+            return {}
+        _, root = open_uri(self._root)
+        signed = self._filesystem.sign_all([f"{root}/{path}" for path in paths], self._hours * 3600)
+        return dict(zip(paths, signed, strict=True))
+
+    def link(self, name: str) -> str:
+        """What a person opens to see a page: a signed link, or where it is."""
+        path = f"{SITE}/{name}"
+        return self.links([path]).get(path, self.location(name))
+
+    def _end_of_links(self) -> int | None:
+        if not self._hours:
+            return None
+        try:
+            self._filesystem.sign_all([f"{self._base}/index.html"], self._hours * 3600)
+        except ObjectStoreError as error:
+            # A report without links is worth more than none.
+            _log.warning("the pages in %s have no signed links: %s", self._root, error)
+            return None
+        return time.time_ns() // 1_000_000 + self._hours * 3_600_000
 
     def location(self, name: str) -> str:
         """Where a page is: an absolute path, or a URI."""
@@ -86,7 +128,13 @@ class SiteFolder:
         template = _STATIC.joinpath(f"{page}.html").read_text(encoding="utf-8")
         # Behind a server, a browser could keep last month's script and give it this month's data.
         filled = template.replace("{{version}}", version.hexdigest()[:12]).replace("{{data}}", data)
-        self._write_if_changed(f"{page}.html", filled.encode())
+        self._write_if_changed(f"{page}.html", self._with_links(filled).encode())
+
+    def _with_links(self, page: str) -> str:
+        """`page` with every part and page that it names by a signed link, where there are such."""
+        names = {match[1] for match in _OWN.finditer(page)}
+        links = self.links([f"{SITE}/{name}" for name in sorted(names)])
+        return _OWN.sub(lambda match: html.escape(links[f"{SITE}/{match[1]}"]), page) if links else page
 
     def _write_if_changed(self, name: str, data: bytes) -> None:
         try:

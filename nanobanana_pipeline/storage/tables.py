@@ -26,6 +26,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.object_stores.conditions import refuse_heedless
 from nanobanana_pipeline.storage import delta_log, durable
 from nanobanana_pipeline.storage.data_files import STATISTICS_COLUMNS, DataFiles, fingerprint
 from nanobanana_pipeline.storage.repair import Repair, repair_table
@@ -98,6 +99,14 @@ class Tables:
         """Where the table `name` lives: an absolute path, or a URI."""
         return f"{self._base}/{TABLES}/{name}"
 
+    def check_commits(self) -> None:
+        """Refuse an object store on which two commits could undo each other, with a `UserError`.
+
+        Every writer does so by itself; to be called before money is spent on rows that could not be written.
+        """
+        if not self._local:
+            refuse_heedless(f"{self._base}/{TABLES}")
+
     def version(self, name: str) -> int | None:
         """The table's version now, to be given to `replace`; None while there is no such table."""
         delta = self.open(name)
@@ -125,6 +134,7 @@ class Tables:
         the table wasn't there). Other writers' rows are never touched, and never in the way. Columns of the schema that
         `data` lacks are null. Durable when this returns.
         """
+        self.check_commits()
         delta, before = self._as_seen(name, expected_version, predicate)
         self._refresh(name, delta)
         self._check_mode(name, delta)
@@ -139,6 +149,7 @@ class Tables:
 
     def append(self, name: str, data: pa.Table | pa.RecordBatchReader) -> int:
         """Add rows; the new version. Appends never conflict. Durable when this returns."""
+        self.check_commits()
         delta = self.open(name) or self._create(name)
         self._check_mode(name, delta)
         self._add_missing_columns(name, delta)
@@ -201,6 +212,7 @@ class Tables:
         delta = self.open(name)
         if delta is None:
             return Upkeep(0, 0)
+        self.check_commits()
         merged = self._merge_small_files(name, delta)
         deleted = delta.vacuum(
             retention_hours=_DELETED_KEPT_H,
@@ -267,6 +279,7 @@ class Tables:
         return delta, _names(delta, predicate)
 
     def _create(self, name: str) -> DeltaTable:
+        self.check_commits()
         schema = SCHEMAS[name]
         uri = self.uri(name)
         description = description_of(schema)

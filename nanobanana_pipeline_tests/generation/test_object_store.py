@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import duckdb
 import polars as pl
@@ -15,11 +17,13 @@ from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.object_stores.opening import open_uri
 from nanobanana_pipeline.reporting.pages import write_site
+from nanobanana_pipeline.reporting.site import SiteFolder
 from nanobanana_pipeline.settings import load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline.storage.query import run_query
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 from nanobanana_pipeline_tests.servers.object_store import Fault, Happening, ObjectStoreProcess
+from nanobanana_pipeline_tests.servers.other_stores import Azurite, LocalBucket, OwnS3
 
 pytestmark = pytest.mark.postgres
 
@@ -30,27 +34,68 @@ def remote(tmp_path: Path, simulator: Callable[..., SimulatorProcess], bucket: s
     return Pipeline(tmp_path, simulator(latency=0.01, cached_picture=True), ledger_url=postgres_url, bucket=bucket)
 
 
+def fetched(link: str) -> bytes:
+    """What a browser without any key gets by a link."""
+    with urllib.request.urlopen(link, timeout=10) as answer:  # noqa: S310 - a store of ours
+        return answer.read()
+
+
 def objects(uri: str) -> list[str]:
     """The paths of all objects below `uri`, relative to it."""
     store, base = open_uri(uri)
     return [path.removeprefix(f"{base}/") for path in store.find(base)]
 
 
-def test_a_shard_with_everything_in_a_bucket(remote: Pipeline, bucket: str) -> None:
+STORES: list[tuple[type[LocalBucket | Azurite | OwnS3], bool, str]] = [
+    (LocalBucket, True, ""),
+    (Azurite, Azurite.command is not None, "npm install -g azurite"),
+    (OwnS3, OwnS3.url != "", "set NANOBANANA_TEST_S3 to http://HOST:PORT/BUCKET of a server of yours, and its keys"),
+]
+
+
+@pytest.fixture(params=["moto", *STORES], ids=["moto", *(kind.__name__ for kind, *_ in STORES)])
+def any_bucket(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    require: Callable[[str, bool, str], None],
+) -> Iterator[str]:
+    """The URI of an empty bucket, in a store of each kind that is to be had here."""
+    if request.param == "moto":
+        yield request.getfixturevalue("bucket")
+        return
+    kind, found, advice = request.param
+    require(kind.__name__, found, advice)
+    with kind.running() as store:
+        for variable, value in store.environment.items():
+            monkeypatch.setenv(variable, value)
+        yield f"{kind.scheme}://{store.make_bucket(f'bucket-{uuid4().hex[:12]}')}"
+
+
+def test_a_shard_with_everything_in_a_bucket(
+    tmp_path: Path, simulator: Callable[..., SimulatorProcess], any_bucket: str
+) -> None:
     """Images, tables, pages and queries: what works over a folder works over a bucket. Nothing else is left there."""
-    remote.write([{"prompt": f"a fox {n}", "prompt_id": f"p{n}"} for n in range(5)])
+    ledger = f"sqlite:///{tmp_path}/ledger.sqlite"
+    remote = Pipeline(tmp_path, simulator(latency=0.01, cached_picture=True), ledger_url=ledger, bucket=any_bucket)
+    remote.write([{"prompt": f"a fox {n}", "prompt_id": f"p {n}/ü"} for n in range(5)])
 
     (report,) = remote.run()
 
     assert report.tally.succeeded == 5
     remote.assert_books_agree()
-    output = f"{bucket}/output"
+    output = f"{any_bucket}/output"
     assert "5" in str(run_query(output, "SELECT count(*) FROM results WHERE status = 'succeeded'", "csv"))
     with remote.open() as workspace:
-        assert write_site(workspace).gallery == f"{output}/site/gallery.html"
+        site = write_site(workspace)
+        assert site.gallery == f"{output}/site/gallery.html"
+        images = [row["path"] for row in remote.table("images")]
         assert all(workspace.images.matches(row["path"], row["sha256"]) for row in remote.table("images"))
+        links = SiteFolder(workspace).links(images)
+        assert [len(fetched(links[path])) for path in images] == [row["bytes"] for row in remote.table("images")]
+        assert fetched(site.link).startswith(b"<!doctype html>")
     kinds = {path.partition("/")[0] for path in objects(output)}
     assert kinds == {"images", "tables", "site", "thumbnails"}
+    assert not [path for path in objects(output) if "_condition" in path]
 
 
 def test_analysts_read_the_bucket_with_their_own_tools(remote: Pipeline, bucket: str) -> None:

@@ -57,10 +57,10 @@ class Visit:
 
 @contextmanager
 def visit(browser: Browser, path: str | Path, **context: Any) -> Generator[Visit]:
-    """Open a page from the file system; further arguments are those of a browser context (`viewport`, …)."""
+    """Open a page, a file or a URL; further arguments are those of a browser context (`viewport`, …)."""
     opened = browser.new_context(**context)
     seen = Visit(opened.new_page())
-    address = path if str(path).startswith("file:") else Path(path).as_uri()
+    address = path if ":/" in str(path) else Path(path).as_uri()
     seen.page.goto(str(address))
     yield seen
     opened.close()

@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, NoReturn, Self
 
-Happening = Literal["busy", "denied", "lost", "cut", "torn", "slow"]
+Happening = Literal["busy", "denied", "lost", "cut", "torn", "slow", "heedless"]
 
 KEY: Final = "test"
+SECRET: Final = "secret-of-the-tests"
 _FAULTS: Final = "/-/faults"
 
 
@@ -30,7 +31,7 @@ class Fault:
 
     `busy`: 503, `denied`: 403, and nothing was done. `lost`: it was done, and the answer is a 500. `cut`: the
     connection ends without an answer, and nothing was done. `torn`: the answer ends in its middle. `slow`: a second
-    passes first.
+    passes first. `heedless`: a put's condition is overlooked, as older servers do.
     """
 
     what: Happening
@@ -78,7 +79,7 @@ class ObjectStoreProcess:
         return {
             "AWS_ENDPOINT_URL": endpoint or self.url,
             "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_REGION": "us-east-1",
         }
 
@@ -127,6 +128,8 @@ class _Faulty:
             _hang_up(environ)
         if what == "slow":
             time.sleep(1)
+        if what == "heedless":
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         if what == "lost":
             b"".join(self._served(environ, lambda *_: None))
             start_response("500 Internal Server Error", [("Content-Type", "application/xml")])

@@ -30,7 +30,7 @@
   const OWN_DATA = /^data\/gallery-(?:items|details)-\d+-[0-9a-f]{12}\.js$/;
   const own = (path) => {
     if (!OWN_DATA.test(path)) throw new TypeError(`not a data script: ${path}`);
-    return path;
+    return index.links[path] ?? path;
   };
   const policy = globalThis.trustedTypes?.createPolicy("nanobanana", { createScriptURL: own }) ?? { createScriptURL: own };
 
@@ -204,7 +204,8 @@
     return low;
   };
 
-  const thumbnail = (entry) => `../thumbnails/${entry[THUMBNAIL].slice(0, 2)}/${entry[THUMBNAIL]}.webp`;
+  // In a bucket every file has a signed link; beside a folder's page its path is enough.
+  const thumbnail = (entry) => entry[THUMBNAIL].includes("/") ? entry[THUMBNAIL] : `../thumbnails/${entry[THUMBNAIL].slice(0, 2)}/${entry[THUMBNAIL]}.webp`;
   const statusBadge = (entry) => el("span", { class: `badge ${facet("status", entry)}` }, words(facet("status", entry)));
   const named = (entry) => {
     const sample = siblings.get(`${entry[CATALOGUE]} ${entry[PROMPT_ID]}`).length > 1 ? ` (sample ${entry[SAMPLE]})` : "";
@@ -430,7 +431,7 @@
     facts.append(...sections(number, entry, detail).filter(Boolean));
   };
 
-  const href = (path) => `../${path.split("/").map(encodeURIComponent).join("/")}`;
+  const href = (path, detail) => detail.links[path] ?? `../${path.split("/").map(encodeURIComponent).join("/")}`;
 
   const pictures = (entry, detail) => {
     if (!detail.images.length) {
@@ -438,8 +439,9 @@
       return [statusBadge(entry), el("p", {}, detail.note ?? last?.error_message ?? "There is no image of this item yet.")];
     }
     const shownImages = detail.images.map((image) => el("img", {
-      src: href(image.path), alt: entry[PROMPT].slice(0, 300), width: image.width, height: image.height,
-      onerror: (event) => event.target.replaceWith(el("p", {}, `The file is not there: ${image.path}`)),
+      src: href(image.path, detail), alt: entry[PROMPT].slice(0, 300), width: image.width, height: image.height,
+      onerror: (event) => event.target.replaceWith(el("p", {}, Date.now() > (index.links_until ?? Infinity)
+        ? "The links of this page have ended: write it anew with `nanobanana report`." : `The file is not there: ${image.path}`)),
     }));
     return shownImages.length > 1 ? el("div", { class: "several", tabindex: "0", role: "group", "aria-label": "Images" }, shownImages) : shownImages;
   };
@@ -470,17 +472,17 @@
         ["Tokens", detail.total_tokens ? `${count(detail.total_tokens)} (${count(detail.prompt_tokens)} in, ${count(detail.completion_tokens)} out)` : "none reported"], ["Attempts", String(detail.attempts.length)],
       ])),
       detail.images.length > 0 && section(detail.images.length > 1 ? "Files" : "File", detail.images.map((image) => list([
-        ["Path", el("a", { href: href(image.path) }, image.path)], ["Size", `${image.width} × ${image.height}, ${image.format}, ${bytes(image.bytes)}`],
+        ["Path", el("a", { href: href(image.path, detail) }, image.path)], ["Size", `${image.width} × ${image.height}, ${image.format}, ${bytes(image.bytes)}`],
         ["Expected", unexpected(image) ? `${image.expected_width} × ${image.expected_height}` : null], ["Credentials", image.has_c2pa ? "C2PA content credentials" : "none"], ["SHA-256", el("code", {}, image.sha256)],
       ]))),
       labels.length > 0 && section("Labels", list(labels.map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]))),
-      detail.attempts.length > 0 && section("Attempts", detail.attempts.map(attempt),
+      detail.attempts.length > 0 && section("Attempts", detail.attempts.map((one) => attempt(one, detail)),
         el("p", { class: "quiet story" }, "Told in sentences: ", el("code", {}, `nanobanana explain ${entry[ID].slice(0, 12)}`))),
       detail.metadata && section("From the provider", el("pre", { tabindex: "0" }, JSON.stringify(detail.metadata, null, 2))),
     ];
   };
 
-  const attempt = (one) => el("div", { class: "try" },
+  const attempt = (one, detail) => el("div", { class: "try" },
     el("h4", {}, `Attempt ${one.attempt}`, el("span", { class: `badge ${one.state}` }, words(one.state)), one.cause !== "new" && el("span", { class: "quiet" }, words(one.cause))),
     list([
       ["Reserved", nb.instant(one.created_at)], ["Took", one.completed_at && one.submitted_at ? seconds((one.completed_at - one.submitted_at) / 1000) : null],
@@ -488,7 +490,7 @@
       ["At risk", one.at_risk_micros ? exactUsd(one.at_risk_micros) : null],
       ["Error", one.error_message && [one.error_kind && words(one.error_kind), one.error_code, one.error_message].filter(Boolean).join(" · ")],
       ["Task", one.task_id && el("code", {}, one.task_id)], ["Run", el("code", {}, one.run_id)],
-      ["Image", one.images.length ? one.images.map((path) => el("div", {}, el("a", { href: href(path) }, path))) : null],
+      ["Image", one.images.length ? one.images.map((path) => el("div", {}, el("a", { href: href(path, detail) }, path))) : null],
     ]));
 
   // --- begin ------------------------------------------------------------------------------------------------------

@@ -100,10 +100,11 @@
     const theme = nb.el("select", { id: "theme", "aria-label": "Colours", onchange: () => setTheme(theme.value) },
       THEMES.map((name) => nb.el("option", { value: name }, { auto: "Colours: system", light: "Light", dark: "Dark" }[name])));
     theme.value = remembered();
-    document.querySelector(".top .end").append(
+    document.querySelector(".top .end").append(...shown([
       nb.el("span", { class: "quiet as-of" }, "As of ", nb.el("time", { datetime: new Date(about.generated_at).toISOString() }, nb.instant(about.generated_at))),
+      about.links_until && nb.el("span", { class: "quiet as-of" }, "Links until ", nb.el("time", { datetime: new Date(about.links_until).toISOString() }, nb.instant(about.links_until))),
       theme,
-    );
+    ]));
     if (about.simulated) {
       document.querySelector(".banner").hidden = false;
     }
