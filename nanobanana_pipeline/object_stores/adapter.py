@@ -78,7 +78,7 @@ class ObjectStore(FsspecStore):
         return sum(await asyncio.gather(*map(wins, range(rivals))))
 
     def sign_all(self, paths: Sequence[str], seconds: int) -> list[str]:
-        """Links by which a browser may get each of `paths`, all of one bucket, for so long, with no other permission."""
+        """Links by which a browser may get each of `paths`, all of one bucket, for so long and without a key."""
         if not paths:
             return []
         bucket, _ = self._split_path(paths[0])

@@ -11,7 +11,7 @@ import uuid
 from typing import Final
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.object_stores.opening import ObjectStoreError, open_uri
+from nanobanana_pipeline.object_stores.opening import SCHEMES, ObjectStoreError, open_uri
 
 _RIVALS: Final = 8
 # Of 25 rounds, Swift had several winners in 21.
@@ -27,7 +27,7 @@ def refuse_heedless(uri: str) -> None:
     Asked once by each process; some 25 small requests, most of them at the same time.
     """
     with _lock:
-        if uri not in _proven:
+        if uri not in _proven and uri.partition("://")[0] in SCHEMES:
             _try_out(uri)
             _proven.add(uri)
 
