@@ -12,12 +12,14 @@ from typing import Any, Final
 import orjson
 
 from nanobanana_pipeline.catalogue.identity import Request, request_hash
+from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.evidence import attempts_ahead
 from nanobanana_pipeline.generation.publishing import STATUS_OF, publish_shard
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import adoption
 from nanobanana_pipeline.ledger.adoption import Adopted, ShownItem
 from nanobanana_pipeline.ledger.entries import Cause
+from nanobanana_pipeline.ledger.shard_facts import shards_at_work
 from nanobanana_pipeline.ledger.states import AttemptState, ItemState
 
 Row = dict[str, Any]
@@ -35,7 +37,11 @@ _STATE_OF: Final = {status: state for state, status in reversed(STATUS_OF.items(
 
 
 def adopt_tables(workspace: Workspace) -> Adopted:
-    """Enter every item and attempt that the tables show and the ledger lacks, and write their shards anew."""
+    """Enter every item and attempt that the tables show and the ledger lacks, and write their shards anew.
+
+    Raises `UserError`, with nothing entered, while a run is at work: what it has in the air is not in the tables yet.
+    """
+    _refuse_beside_a_run(workspace)
     adopted = Adopted()
     workspace.tables.repair()
     shards = {
@@ -50,6 +56,17 @@ def adopt_tables(workspace: Workspace) -> Adopted:
     for shard in sorted(adopted.shards):
         publish_shard(workspace, shard)
     return adopted
+
+
+def _refuse_beside_a_run(workspace: Workspace) -> None:
+    with workspace.ledger.database.read() as connection:
+        busy = sorted(shards_at_work(connection, workspace.ledger.database.now(connection)))
+    if busy:
+        others = f" and {len(busy) - 1} more" if len(busy) > 1 else ""
+        raise UserError(
+            f"a run is at work on shard {busy[0]}{others}, and adopting needs the ledger for itself: stop it or wait "
+            "for its end (nanobanana status shows who it is), then adopt"
+        )
 
 
 def _shown(workspace: Workspace, shard: str) -> list[ShownItem]:

@@ -2,30 +2,81 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.adoption import adopt_tables
 from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.shard_run import generate_shard
 from nanobanana_pipeline.ledger.work import Rerun
+from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 
 ROWS: list[dict[str, Any]] = [{"prompt_id": f"p{n}", "prompt": f"a picture of {n}", "samples": 1} for n in range(4)]
 
 
-def ledger_of(pipeline: Pipeline) -> Path:
-    """The ledger's file."""
-    return pipeline.folder / "output" / "ledger.sqlite"
+@dataclass
+class World:
+    """A pipeline, and what can happen to its ledger."""
+
+    pipeline: Pipeline
+
+    @property
+    def _file(self) -> Path:
+        return self.pipeline.folder / "output" / "ledger.sqlite"
+
+    def lose_ledger(self) -> None:
+        """Someone deleted it."""
+        if self.pipeline.ledger_url:
+            self._database("DROP DATABASE {name} WITH (FORCE)", "CREATE DATABASE {name}")
+            return
+        for file in self._file.parent.glob("ledger.sqlite*"):
+            file.unlink()
+
+    def back_up(self) -> None:
+        """Copy it, as every night."""
+        if self.pipeline.ledger_url:
+            self._database("CREATE DATABASE {name}_backup TEMPLATE {name}")
+        else:
+            shutil.copy(self._file, self.pipeline.folder / "backup.sqlite")
+
+    def restore(self) -> None:
+        """Put the copy back in its place."""
+        if self.pipeline.ledger_url:
+            self._database("DROP DATABASE {name} WITH (FORCE)", "ALTER DATABASE {name}_backup RENAME TO {name}")
+            return
+        self.lose_ledger()
+        shutil.copy(self.pipeline.folder / "backup.sqlite", self._file)
+
+    def _database(self, *commands: str) -> None:
+        import psycopg  # noqa: PLC0415 - an optional dependency
+
+        url = make_url(self.pipeline.ledger_url or "")
+        server = url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
+        with psycopg.connect(server, autocommit=True) as connection:
+            for command in commands:
+                connection.execute(command.format(name=url.database).encode())
 
 
-def lose_ledger(pipeline: Pipeline) -> None:
-    """Delete it, with what SQLite keeps beside it."""
-    for file in ledger_of(pipeline).parent.glob("ledger.sqlite*"):
-        file.unlink()
+@pytest.fixture(params=["files", pytest.param("servers", marks=pytest.mark.postgres)])
+def world(
+    request: pytest.FixtureRequest, tmp_path: Path, simulator: Callable[..., SimulatorProcess]
+) -> Callable[..., World]:
+    """`world(knobs={...})`: all in files of this machine; or the ledger in PostgreSQL, and the rest in a bucket."""
+
+    def make(*, knobs: dict[str, Any] | None = None) -> World:
+        pipeline = Pipeline(tmp_path, simulator(latency=0.02, cached_picture=True), knobs=knobs or {})
+        if request.param == "servers":
+            pipeline.ledger_url = request.getfixturevalue("postgres_url")
+            pipeline.bucket = request.getfixturevalue("bucket")
+        return World(pipeline)
+
+    return make
 
 
 def counters(pipeline: Pipeline) -> dict[str, Any]:
@@ -56,12 +107,14 @@ def assert_refused_and_untouched(pipeline: Pipeline) -> None:
     assert len(pipeline.accepted()) == sent
 
 
-def test_a_lost_ledger_is_noticed_and_made_again_from_the_tables(pipeline: Pipeline) -> None:
+def test_a_lost_ledger_is_noticed_and_made_again_from_the_tables(world: Callable[..., World]) -> None:
     """Deleted by a hand that tidied up: every image would have been paid for again, without a word."""
+    here = world()
+    pipeline = here.pipeline
     pipeline.write(ROWS)
     pipeline.run()
     results, images, held = pipeline.results(), pipeline.table("images"), counters(pipeline)
-    lose_ledger(pipeline)
+    here.lose_ledger()
     assert_refused_and_untouched(pipeline)
     adopt(pipeline)
     assert counters(pipeline) == held
@@ -72,19 +125,18 @@ def test_a_lost_ledger_is_noticed_and_made_again_from_the_tables(pipeline: Pipel
     pipeline.assert_books_agree()
 
 
-def test_an_older_copy_is_noticed_and_brought_up_to_date(pipelines: Callable[..., Pipeline]) -> None:
+def test_an_older_copy_is_noticed_and_brought_up_to_date(world: Callable[..., World]) -> None:
     """Last night's backup knows half of the images, and of the other half nothing."""
-    pipeline = pipelines(knobs={"shard_size": 2})
+    here = world(knobs={"shard_size": 2})
+    pipeline = here.pipeline
     pipeline.write(ROWS)
     pipeline.run(limit=1)
-    backup = pipeline.folder / "backup.sqlite"
-    shutil.copy(ledger_of(pipeline), backup)
+    here.back_up()
     pipeline.write([*ROWS, {"prompt_id": "late", "prompt": "came later", "samples": 2}])
     pipeline.run()
     pipeline.run(rerun=Rerun.REGENERATE, limit=1)
     results, held = pipeline.results(), counters(pipeline)
-    lose_ledger(pipeline)
-    shutil.copy(backup, ledger_of(pipeline))
+    here.restore()
     assert_refused_and_untouched(pipeline)
     adopt(pipeline)
     assert counters(pipeline) == held
@@ -108,7 +160,7 @@ def test_open_attempts_of_a_lost_ledger_are_asked_about_and_not_sent_again(pipel
     states = {name: pipeline.attempts(name)[-1]["state"] for name in faults}
     assert states == {"slow": "overdue", "lost": "unknown", "host": "completed", "bad": "failed"}
     results, held = pipeline.results(), counters(pipeline)
-    lose_ledger(pipeline)
+    World(pipeline).lose_ledger()
     adopt(pipeline)
     assert counters(pipeline) == held
     assert {key: row["status"] for key, row in pipeline.results().items()} == {
@@ -130,7 +182,7 @@ def test_an_edited_item_of_a_lost_ledger_keeps_its_costs_and_its_request(pipelin
     pipeline.write([{**ROWS[0], "prompt": "edited"}])
     pipeline.run()
     held = counters(pipeline)
-    lose_ledger(pipeline)
+    World(pipeline).lose_ledger()
     adopt(pipeline)
     assert counters(pipeline) == held
     pipeline.write(ROWS[:1])
@@ -138,3 +190,16 @@ def test_an_edited_item_of_a_lost_ledger_keeps_its_costs_and_its_request(pipelin
     # The files of the first request are forgotten: it is made again, as it was asked for.
     assert pipeline.accepted() == [ROWS[0]["prompt"], "edited", ROWS[0]["prompt"]]
     pipeline.assert_books_agree()
+
+
+def test_nothing_is_adopted_beside_a_run(pipeline: Pipeline) -> None:
+    """What a run has in the air is in no table yet: two would write one book, each from another view."""
+    pipeline.write(ROWS)
+    pipeline.run(limit=1)
+    with pipeline.open() as workspace:
+        lease = workspace.ledger.lease("cat-000000", "elsewhere")
+        lease.acquire()
+        with pytest.raises(UserError, match=r"a run is at work on shard cat-000000.*stop it or wait"):
+            adopt_tables(workspace)
+        lease.release()
+        assert adopt_tables(workspace).attempts == 0
