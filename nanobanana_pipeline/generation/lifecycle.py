@@ -320,9 +320,9 @@ class Lifecycle:
         error = task.error
         code, message = (error.code, error.message) if error else (None, f"the task ended as {task.status_word}")
         kind, billed = kind_of_task_error(code, message, self._spec)
-        again = self._deserves_another(kind, failures)
         if billed or (task.usage is not None and task.usage.cost_micros):
             facts |= self._cost_facts(attempt, task, images=0)
+        again = self._deserves_another(attempt, kind, failures, paid=bool(facts.get("cost_micros")))
         await self._leave(
             attempt,
             AttemptState.FAILED,
@@ -341,11 +341,19 @@ class Lifecycle:
             self._tally.failed_with(kind)
 
     def _again_after(self, attempt: Attempt, failures: int) -> Cause | None:
-        failed = attempt.state is AttemptState.FAILED
-        return Cause.RETRY if failed and self._deserves_another(attempt.error_kind, failures) else None
+        if attempt.state is not AttemptState.FAILED:
+            return None
+        again = self._deserves_another(attempt, attempt.error_kind, failures, paid=attempt.cost_micros > 0)
+        return Cause.RETRY if again else None
 
-    def _deserves_another(self, kind: str | None, failures: int) -> bool:
+    def _deserves_another(self, attempt: Attempt, kind: str | None, failures: int, *, paid: bool) -> bool:
+        if paid and not self._may_pay_again(attempt):
+            # To try again would be to pay again: that is a person's to say, as with an image that can't be used.
+            return False
         return kind == ErrorKind.PROVIDER_FAILURE and failures + 1 < self._policy.max_attempts
+
+    def _may_pay_again(self, attempt: Attempt) -> bool:
+        return self._policy.on_unusable == "regenerate" and attempt.attempt < self._policy.max_attempts
 
     # --- settle and deliver ------------------------------------------------------------------------------------------
 
@@ -402,7 +410,7 @@ class Lifecycle:
         return await self._unusable(attempt, delivered.message)
 
     async def _unusable(self, attempt: Attempt, message: str) -> Cause | None:
-        again = self._policy.on_unusable == "regenerate" and attempt.attempt < self._policy.max_attempts
+        again = self._may_pay_again(attempt)
         await self._move(
             attempt,
             AttemptState.UNUSABLE,

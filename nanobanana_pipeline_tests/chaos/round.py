@@ -199,7 +199,8 @@ class Killer:
             path.unlink()
             struck.files_lost += 1
         commits = sorted((output / "tables" / self.rng.choice(_READ_TABLES) / "_delta_log").glob("*.json"))
-        if commits and self.rng.random() < _TORN:
+        # Never the first: without it there is no table, and whoever reads beside the run would say so.
+        if len(commits) > 1 and self.rng.random() < _TORN:
             commits[-1].write_bytes(b"")
             struck.commits_torn += 1
         return bool(files)

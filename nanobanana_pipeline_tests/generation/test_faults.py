@@ -4,14 +4,17 @@ All faults of a test strike in one run, each on a prompt of its own: what one it
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+from nanobanana_pipeline.generation.intake import refresh
+from nanobanana_pipeline.generation.shard_run import generate_shard
+from nanobanana_pipeline.simulator.faults import FAULTS
+from nanobanana_pipeline_tests.generation.pipelines import QUICK_TIMEOUTS, Pipeline
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,11 @@ UNKNOWN = [
     Case("answer_lost", "unknown", "unknown", "unknown_outcome", billed=1),
     Case("slow_answer", "unknown", "unknown", "unknown_outcome", billed=1, params={"seconds": 3}),
     Case("gateway_502", "unknown", "unknown", "unknown_outcome"),
+    Case("gateway_502", "unknown", "unknown", "unknown_outcome", billed=1, params={"accepted": True}),
     Case("gateway_504", "unknown", "unknown", "unknown_outcome", billed=1),
+    Case("gateway_504", "unknown", "unknown", "unknown_outcome", params={"accepted": False}),
     Case("no_id_200", "unknown", "unknown", "unknown_outcome", billed=1),
+    Case("no_id_200", "unknown", "unknown", "unknown_outcome", params={"accepted": False}),
     Case("undecodable_200", "unknown", "unknown", "unknown_outcome", billed=1),
 ]
 TASKS = [
@@ -62,6 +68,10 @@ TASKS = [
     Case("failed", "failed", "failed", "provider_failure", attempts=3, params={"shape": "string"}),
     Case("failed", "failed", "failed", "content_policy", params={"shape": "message", "code": 110001}),
     Case("failed", "failed", "failed", "invalid_request", params={"code": 190000}),
+    Case("failed", "failed", "failed", "provider_failure", attempts=3, params={"code": 5001096}),
+    Case("failed", "failed", "failed", "provider_failure", attempts=3, params={"code": 5001097}),
+    Case("failed", "failed", "failed", "provider_failure", attempts=3, params={"code": 5001098}),
+    Case("failed", "failed", "failed", "provider_failure", attempts=3, params={"code": 7}),
     Case("failed", "succeeded", "stored", attempts=2, billed=1, params={"times": 1}),
     Case("no_output", "failed", "unusable", "bad_output", billed=1),
     Case("no_output", "failed", "unusable", "bad_output", billed=1, params={"how": "empty"}),
@@ -81,6 +91,7 @@ TASKS = [
     Case("usage_cost", "succeeded", "stored", billed=1, params={"style": "empty"}),
     Case("usage_cost", "succeeded", "stored", billed=1, params={"style": "null"}),
     Case("flat_output", "succeeded", "stored", billed=1),
+    Case("slow_task", "succeeded", "stored", billed=1, params={"seconds": 0.3}),
     Case("status_done", "succeeded", "stored", billed=1),
     Case("status_done", "succeeded", "stored", billed=1, params={"word": "success"}),
 ]
@@ -93,8 +104,11 @@ POLLS = [
     Case("poll_html", "succeeded", "stored", billed=1, params={"times": 2}),
     Case("unknown_word", "succeeded", "stored", billed=1),
     Case("forgotten_404", "succeeded", "stored", billed=1, params={"times": 1}),
+]
+OVERDUE = [
     Case("forgotten_404", "unknown", "overdue", "deadline", billed=1),
     Case("never_ends", "unknown", "overdue", "deadline", billed=1),
+    Case("stuck", "unknown", "overdue", "deadline"),
 ]
 IMAGES = [
     Case("url_expired", "succeeded", "stored", billed=1),
@@ -114,8 +128,24 @@ IMAGES = [
     Case("image_wrong_size", "succeeded", "stored", billed=1),
     Case("image_bomb", "failed", "unusable", "bad_output", billed=1),
     Case("image_endless", "failed", "unusable", "bad_output", billed=1),
+    Case("image_slow", "succeeded", "stored", billed=1, params={"seconds": 0.2}),
 ]
-GROUPS = {"refused": REFUSED, "unknown": UNKNOWN, "tasks": TASKS, "polls": POLLS, "images": IMAGES}
+GROUPS = {
+    "refused": REFUSED,
+    "unknown": UNKNOWN,
+    "tasks": TASKS,
+    "polls": POLLS,
+    "overdue": OVERDUE,
+    "images": IMAGES,
+}
+WITH_TESTS_OF_THEIR_OWN = {"unauthorised_401", "balance_403", "poll_401", "failed_billed"}
+"""They stop the run, or are charged for unseen."""
+
+
+def test_the_table_has_every_fault_that_the_simulator_knows() -> None:
+    """Who teaches the simulator a new way to go wrong has to say here what becomes of it."""
+    listed = {case.fault for cases in GROUPS.values() for case in cases}
+    assert listed | WITH_TESTS_OF_THEIR_OWN == set(FAULTS)
 
 
 def run_cases(pipeline: Pipeline, cases: list[Case]) -> None:
@@ -128,7 +158,10 @@ def run_cases(pipeline: Pipeline, cases: list[Case]) -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_fault_ends_as_it_should_and_is_accounted_for(pipelines: Callable[..., Pipeline], group: str) -> None:
     """An image or a reason for every prompt, and every cent where the provider's book has it."""
-    pipeline = pipelines(knobs={"task_deadline_s": 1, "budget_usd": "1000"})
+    pipeline = pipelines(knobs={"task_deadline_s": 1 if group == "overdue" else 60, "budget_usd": "1000"})
+    # Patience where no fault is about time: a busy machine would make unknown outcomes of what is only slow.
+    slow = 1.0 if group == "unknown" else 30.0
+    pipeline.timeouts = replace(QUICK_TIMEOUTS, submit_s=slow, poll_s=30.0, idle_s=30.0)
     cases = GROUPS[group]
     run_cases(pipeline, cases)
     pipeline.simulator.advance(60)
@@ -146,6 +179,39 @@ def test_every_fault_ends_as_it_should_and_is_accounted_for(pipelines: Callable[
             wrong.append(f"{case.name}: nothing at risk")
     assert not wrong, "\n".join(wrong)
     pipeline.assert_books_agree()
+
+
+def test_a_failure_that_is_billed_unseen_costs_nothing_here_and_its_attempts_are_bounded(pipeline: Pipeline) -> None:
+    """Its answer shows no cost, and the model spec says that failures are free: only an invoice tells otherwise."""
+    run_cases(pipeline, [Case("failed_billed", "", "")])
+    (row,) = pipeline.results().values()
+    assert (row["status"], row["error_kind"], row["attempts"]) == ("failed", "provider_failure", 3)
+    assert (row["cost_usd"], row["at_risk_usd"]) == (0, 0)
+    # `nanobanana reconcile` finds these three on the invoice: reporting/test_reconcile.
+    assert len(pipeline.billed()) == 3
+
+
+@pytest.mark.parametrize(("on_unusable", "times"), [("keep", 1), ("regenerate", 3)])
+def test_a_failure_that_is_known_to_be_billed_is_not_paid_for_again_by_itself(
+    pipelines: Callable[..., Pipeline], on_unusable: str, times: int
+) -> None:
+    """Trying again is free only while failing is; otherwise it is a person's to say, or the setting's."""
+    pipeline = pipelines(knobs={"on_unusable": on_unusable})
+    pipeline.simulator.set_faults([{"prompt": "harbour", "fault": "failed_billed"}])
+    pipeline.write([{"prompt_id": "harbour", "prompt": "harbour"}])
+    with pipeline.open() as workspace:
+        errors = workspace.spec.errors
+        codes = {code: each.model_copy(update={"billed": True}) for code, each in errors.codes.items()}
+        billing = errors.model_copy(update={"codes": codes})
+        charging = replace(workspace, spec=workspace.spec.model_copy(update={"errors": billing}))
+        (shard,) = refresh(charging).shards
+        generate_shard(charging, shard, lambda: pipeline.provider(charging), pipeline.options())
+    (row,) = pipeline.results().values()
+    assert (row["status"], row["error_kind"], row["attempts"]) == ("failed", "provider_failure", times)
+    assert len(pipeline.billed()) == times
+    pipeline.assert_books_agree()
+    pipeline.run()
+    assert len(pipeline.billed()) == times
 
 
 def test_a_held_outcome_is_never_sent_again_by_itself(pipelines: Callable[..., Pipeline]) -> None:
@@ -218,6 +284,20 @@ def test_bytes_that_were_paid_for_and_are_no_image_are_kept(pipeline: Pipeline) 
     (row,) = pipeline.results().values()
     assert "unusable/" in row["error_message"]
     assert len(list((pipeline.folder / "output" / "unusable").iterdir())) == 1
+
+
+def test_a_key_that_is_refused_on_the_way_stops_the_run_and_loses_nothing(pipeline: Pipeline) -> None:
+    """Revoked while tasks are under way: what was paid for comes home under the new key."""
+    pipeline.simulator.set_faults([{"contains": "p", "fault": "poll_401"}])
+    pipeline.write([{"prompt_id": f"p{n}", "prompt": f"p{n}"} for n in range(8)])
+    with pytest.raises(UserError, match="NANOBANANA_API_KEY"):
+        pipeline.run()
+    assert {row["status"] for row in pipeline.results().values()} <= {"in_flight", "pending"}
+    pipeline.simulator.set_faults([])
+    pipeline.run()
+    assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
+    assert sorted(pipeline.accepted()) == [f"p{n}" for n in range(8)]
+    pipeline.assert_books_agree()
 
 
 @pytest.mark.parametrize(
