@@ -83,7 +83,7 @@ def announce(board: Board) -> None:
     ):
         setattr(owner, name, _awaited(board, phase, getattr(owner, name)))
     for owner, name, phase in (
-        (ImageStore, "write", STORE),
+        (ImageStore, "write_all", STORE),
         (Tables, "replace", TABLES),
         (mending, "mend_tables", MEND),
         (intake, "refresh", CATALOGUE),
