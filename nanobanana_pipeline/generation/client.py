@@ -32,14 +32,16 @@ from nanobanana_pipeline.generation.answers import (
 )
 from nanobanana_pipeline.generation.hosts import HostRules, is_private_host, public_socket
 from nanobanana_pipeline.generation.transport import (
-    Answer,
+    SUCCESSES,
     BodyError,
-    HiddenHeaders,
+    Bounds,
     MaybeSentError,
     NeverSentError,
     RefusedHostError,
     TooLargeError,
     Transport,
+    bounds,
+    fault_of,
     tls_context,
 )
 from nanobanana_pipeline.generation.values import Scrub
@@ -51,7 +53,6 @@ MAX_REDIRECTS = 5
 
 _USER_AGENT = "nanobanana-pipeline"
 _OK = 200
-_SUCCESSES = range(200, 300)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 425, 429})
 _CLIENT_ERRORS = range(400, 500)
@@ -130,14 +131,19 @@ class HttpProvider:
         self._image_hosts = image_hosts
         self._hosts = HostRules(image_hosts)
         plain = {"user-agent": _USER_AGENT, "accept": "*/*", "accept-encoding": "identity"}
-        self._plain_headers = HiddenHeaders(plain)
+        self._plain_headers = httpx.Headers(plain)
         token = {"authorization": f"Bearer {key}"} if key else {}
-        self._poll_headers = HiddenHeaders({**plain, "accept": "application/json", **token})
-        self._submit_headers = HiddenHeaders({**self._poll_headers, "content-type": "application/json"})
-        # As they are sent: reading a URL costs as much as all the rest of a request.
-        self._task_url = str(httpx.URL(self._base)).rstrip("/") + spec.api.task_path
+        self._poll_headers = httpx.Headers({**plain, "accept": "application/json", **token})
+        self._submit_headers = httpx.Headers({**self._poll_headers, "content-type": "application/json"})
+        self._task_url = self._base + spec.api.task_path
         self._submit_url = httpx.URL(self._base + spec.api.submit_path)
-        self._submit_to = str(self._submit_url)
+        within, most = self._timeouts, spec.limits.max_answer_bytes
+        self._submit_bounds = bounds(connect_s=within.connect_s, whole_s=within.submit_s, most_bytes=most)
+        self._poll_bounds = bounds(connect_s=within.connect_s, whole_s=within.poll_s, most_bytes=most)
+        # As a whole, a download is bounded over all its redirects.
+        self._download_bounds = bounds(
+            connect_s=within.connect_s, idle_s=within.idle_s, most_bytes=spec.limits.max_image_bytes
+        )
         self._api: Transport | None = None
         self._images: Transport | None = None
 
@@ -175,30 +181,31 @@ class HttpProvider:
         `Refused` when there is certainly no task: the API said so, or no connection was opened. `Unknown` whenever the
         request may have arrived and no readable answer came: cut, late, garbled or too large.
         """
-        headers = HiddenHeaders(self._submit_headers)
+        headers = self._submit_headers.copy()
         # The provider documents neither as a promise; both help to find a request in its logs.
         headers["x-request-id"] = headers["idempotency-key"] = idempotency_key
         body = _COMPACT.encode(wire.submit_body(request, self._spec)).encode()
+        message = httpx.Request("POST", self._submit_url, headers=headers, content=body, extensions=self._submit_bounds)
         try:
-            answer = await self._ask("POST", self._submit_to, headers, body, limit_s=self._timeouts.submit_s)
+            answer = await self._ask(message)
         except NeverSentError as error:
             return Refused(ErrorKind.RETRYABLE, None, f"no connection to {self.origin}: {error}")
         except _UnreadableSuccessError as error:
             return Unknown(str(error), error.status)
         except MaybeSentError as error:
             return Unknown(str(error))
-        return wire.parse_submit(answer.status, answer.headers, answer.body, self._spec, scrub=self._scrub)
+        return wire.parse_submit(answer.status_code, answer.headers, answer.content, self._spec, scrub=self._scrub)
 
     async def poll(self, task_id: str) -> Polled | PollError:
         """Ask how a task is."""
         url = self._task_url.replace("{id}", quote(task_id, safe=""))
         try:
-            answer = await self._ask("GET", url, self._poll_headers, limit_s=self._timeouts.poll_s)
+            answer = await self._ask(_question(url, self._poll_headers, self._poll_bounds))
         except _UnreadableSuccessError as error:
             return PollError(ErrorKind.RETRYABLE, str(error), error.status)
         except (NeverSentError, MaybeSentError) as error:
             return PollError(ErrorKind.RETRYABLE, f"{self.origin}: {error}")
-        return wire.parse_poll(answer.status, answer.headers, answer.body, self._spec, scrub=self._scrub)
+        return wire.parse_poll(answer.status_code, answer.headers, answer.content, self._spec, scrub=self._scrub)
 
     async def download(self, url: str) -> Downloaded | DownloadError:
         """Fetch a result, whole, exactly as sent, without the token; each of up to five redirects meets the host rules.
@@ -216,7 +223,7 @@ class HttpProvider:
     async def probe(self) -> Probe:
         """See who answers at the API's origin, without the token. Raises `UserError` when nobody does."""
         try:
-            answer = await self._ask("GET", f"{self._base}/", self._plain_headers, limit_s=self._timeouts.poll_s)
+            answer = await self._ask(_question(f"{self._base}/", self._plain_headers, self._poll_bounds))
         except _UnreadableSuccessError:
             return Probe(self.origin, simulated=False)
         except (NeverSentError, MaybeSentError) as error:
@@ -225,25 +232,16 @@ class HttpProvider:
             ) from None
         return Probe(self.origin, simulated=answer.headers.get(SIMULATOR_HEADER) == "1")
 
-    async def _ask(
-        self, method: str, url: str, headers: HiddenHeaders, content: bytes | None = None, *, limit_s: float
-    ) -> Answer:
+    async def _ask(self, message: httpx.Request) -> httpx.Response:
         """One exchange with the API. Raises `NeverSentError`, or `MaybeSentError` when no readable answer came.
 
         Without its body a success says nothing, but a refusal is one by its status alone: it comes back with an empty
         body.
         """
-        answer = await _opened(self._api).ask(
-            method,
-            url,
-            headers,
-            content,
-            connect_s=self._timeouts.connect_s,
-            limit_s=limit_s,
-            most=self._spec.limits.max_answer_bytes,
-        )
-        if answer.fault is not None and answer.status in _SUCCESSES:
-            raise _UnreadableSuccessError(answer.status, answer.fault)
+        answer = await _opened(self._api).handle_async_request(message)
+        fault = fault_of(answer)
+        if fault is not None and answer.status_code in SUCCESSES:
+            raise _UnreadableSuccessError(answer.status_code, fault)
         return answer
 
     async def _follow(self, url: str) -> Downloaded | DownloadError:
@@ -265,24 +263,20 @@ class HttpProvider:
         return await self._fetched(target, url)
 
     async def _fetched(self, target: httpx.URL, url: str) -> Downloaded | DownloadError | str:
+        message = _question(target, self._plain_headers, self._download_bounds)
         try:
-            answer = await _opened(self._images).fetch(
-                str(target),
-                self._plain_headers,
-                connect_s=self._timeouts.connect_s,
-                idle_s=self._timeouts.idle_s,
-                most=self._spec.limits.max_image_bytes,
-            )
+            answer = await _opened(self._images).handle_async_request(message)
         except RefusedHostError as error:
             return DownloadError("refused_host", f"{_place(url)}: {error}")
         except (NeverSentError, MaybeSentError) as error:
             return DownloadError("retryable", f"{_place(url)}: {error}")
-        if answer.status != _OK:
+        if answer.status_code != _OK:
             return _elsewhere(answer, target, _place(url))
-        if not answer.body:
-            kind = "bad_output" if isinstance(answer.fault, TooLargeError) else "retryable"
-            return DownloadError(kind, f"{_place(url)}: {answer.fault or 'an empty answer'}", _OK)
-        return Downloaded(answer.body, _media_type(answer.headers.get("content-type", "")))
+        if not answer.content:
+            fault = fault_of(answer)
+            kind = "bad_output" if isinstance(fault, TooLargeError) else "retryable"
+            return DownloadError(kind, f"{_place(url)}: {fault or 'an empty answer'}", _OK)
+        return Downloaded(answer.content, _media_type(answer.headers.get("content-type", "")))
 
 
 class _UnreadableSuccessError(MaybeSentError):
@@ -293,6 +287,10 @@ class _UnreadableSuccessError(MaybeSentError):
         self.status = status
 
 
+def _question(url: httpx.URL | str, headers: httpx.Headers, within: Bounds) -> httpx.Request:
+    return httpx.Request("GET", url, headers=headers, extensions=within)
+
+
 def _opened(transport: Transport | None) -> Transport:
     if transport is None:
         raise RuntimeError(
@@ -301,9 +299,9 @@ def _opened(transport: Transport | None) -> Transport:
     return transport
 
 
-def _elsewhere(answer: Answer, target: httpx.URL, place: str) -> DownloadError | str:
+def _elsewhere(answer: httpx.Response, target: httpx.URL, place: str) -> DownloadError | str:
     """What an answer other than 200 to a download means: a place to go to, or why the result is not here."""
-    status = answer.status
+    status = answer.status_code
     if status in _REDIRECTS and "location" in answer.headers:
         try:
             return str(target.join(answer.headers["location"]))

@@ -1,19 +1,17 @@
-"""The way bytes take: requests over aiohttp whose errors say whether a request may have left.
+"""The way bytes take: an httpx transport over aiohttp whose errors say whether a request may have left.
 
-Only this knows aiohttp. It does not know the API, the token or what an answer means. Errors are httpx's, so that they
-read as what they are. Why not httpx's own ways: docs/decisions/0003.
+Only this knows aiohttp. It does not know the API, the token or what an answer means. Why it is not one of httpx's own:
+docs/decisions/0003.
 """
 
 import asyncio
 import os
 import ssl
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 import httpx
@@ -32,6 +30,10 @@ _BUFFER_BYTES = 1 << 18
 _MAX_HEADER_BYTES = 1 << 16
 _DNS_CACHE_S = 30
 _MAX_LENGTH_DIGITS = 19
+# A refusal is one by its status: a longer explanation is not worth the wait.
+_MAX_REFUSAL_BYTES = 1 << 18
+
+SUCCESSES = range(200, 300)
 
 
 class NeverSentError(httpx.ConnectError):
@@ -46,6 +48,9 @@ class MaybeSentError(httpx.NetworkError):
     """The request, or a part of it, may have arrived, and there is no whole answer."""
 
 
+Bounds = dict[str, Any]
+
+
 class BodyError(Exception):
     """The head of an answer came, and its body can't be had."""
 
@@ -54,21 +59,18 @@ class TooLargeError(BodyError):
     """The body is larger than it may be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer; `headers` know no case. `fault` says why the body could not be had, which is then empty."""
+def bounds(*, connect_s: float, most_bytes: int, whole_s: float | None = None, idle_s: float | None = None) -> Bounds:
+    """What a request may take, as its `extensions`.
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    fault: BodyError | None = None
+    `connect_s` bounds looking up, connecting and TLS together, `whole_s` the exchange, `idle_s` the silence between two
+    pieces of the answer, and `most_bytes` the answer once decoded.
+    """
+    return {"timeout": {"connect": connect_s, "read": idle_s}, "whole_s": whole_s, "most_bytes": most_bytes}
 
 
-class HiddenHeaders(dict[str, str]):
-    """Headers of a request whose values, the token among them, no repr shows."""
-
-    def __repr__(self) -> str:
-        return f"HiddenHeaders({', '.join(self)})"
+def fault_of(response: httpx.Response) -> BodyError | None:
+    """Why the body of an answer could not be had; it is empty then."""
+    return response.extensions.get("fault")
 
 
 @cache
@@ -77,13 +79,13 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(verify=True, trust_env=False)
 
 
-class Transport:
+class Transport(httpx.AsyncBaseTransport):
     """Sends requests; every failure is a `NeverSentError` or a `MaybeSentError`, with a short text that holds no URL.
 
-    Time limits come with each request, in seconds; `connect_s` is for all of looking up, connecting and TLS. There is
-    no pool limit: how many requests are open is the caller's to bound. A POST is never sent twice, a GET may be, on a
-    connection that turns out to be closed. `sockets`, when given, makes the socket for each address about to be
-    connected to, and may refuse it. Make it inside a running event loop.
+    Each request brings its `bounds`; how many are open is the caller's to bound. An answer comes whole, or with its
+    `fault_of`. A POST is never sent twice, a GET may be, on a connection that turns out to be closed. `sockets`, when
+    given, makes the socket for each address about to be connected to, and may refuse it. Make it inside a running event
+    loop.
     """
 
     def __init__(self, tls: ssl.SSLContext, *, sockets: SocketFactory | None = None) -> None:
@@ -99,71 +101,43 @@ class Transport:
             max_field_size=_MAX_HEADER_BYTES,
         )
 
-    async def ask(
-        self,
-        method: str,
-        url: str,
-        headers: HiddenHeaders,
-        content: bytes | None = None,
-        *,
-        connect_s: float,
-        limit_s: float,
-        most: int,
-    ) -> Answer:
-        """One exchange, over within `limit_s`, whose answer has at most `most` bytes.
-
-        The URL goes out as it stands: quoted anew, a signature would no longer hold. Raises `NeverSentError`, or
-        `MaybeSentError` while not even the head of an answer is there; what goes wrong later is the answer's `fault`.
-        """
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """One exchange. Raises while not even the head of an answer is there; what goes wrong later is a fault."""
+        allowed = request.extensions
         response: ClientResponse | None = None
         body: bytes = b""
         fault: BodyError | None = None
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(allowed["whole_s"]):
                 with _plain_errors():
                     response = await self._session.request(
-                        method,
-                        URL(url, encoded=True),
-                        headers=headers,
-                        data=content,
+                        request.method,
+                        # As it stands: it is quoted already, and a signature holds for just these characters.
+                        URL(str(request.url), encoded=True),
+                        headers=request.headers,
+                        data=request.content or None,
                         allow_redirects=False,
-                        timeout=_connecting_within(connect_s),
+                        timeout=_timeout(**allowed["timeout"]),
                     )
-                body = await _whole_body(response, most)
+                most: int = allowed["most_bytes"]
+                body = await _whole_body(
+                    response, most if response.status in SUCCESSES else min(most, _MAX_REFUSAL_BYTES)
+                )
         except BodyError as error:
             fault = error
         except TimeoutError:
-            fault = BodyError(f"no whole answer within {limit_s:g} s")
+            fault = BodyError(f"no whole answer within {allowed['whole_s']:g} s")
         finally:
             if response is not None:
+                # A connection whose answer was not read to its end is closed, not used again.
                 response.release()
         if response is None:
             raise MaybeSentError(str(fault or "no answer"))
-        return Answer(response.status, response.headers, body, fault)
-
-    async def fetch(self, url: str, headers: HiddenHeaders, *, connect_s: float, idle_s: float, most: int) -> Answer:
-        """A GET with an answer of at most `most` bytes, silent for at most `idle_s`; only a success's body is read.
-
-        Raises as `ask` does. How long it may take in all is the caller's to bound.
-        """
-        with _plain_errors():
-            response = await self._session.request(
-                "GET",
-                URL(url, encoded=True),
-                headers=headers,
-                allow_redirects=False,
-                timeout=_patient(connect_s, idle_s),
-            )
-        body, fault = b"", None
-        try:
-            if response.status == HTTPStatus.OK:
-                body = await _whole_body(response, most)
-        except BodyError as error:
-            fault = error
-        finally:
-            # One whose body was not read to its end is closed, not used again.
-            response.release()
-        return Answer(response.status, response.headers, body, fault)
+        # The body is decoded, and httpx would do it again.
+        headers = [header for header in response.raw_headers if header[0].lower() != b"content-encoding"]
+        return httpx.Response(
+            response.status, headers=headers, content=body, extensions={"fault": fault}, request=request
+        )
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -212,13 +186,8 @@ def _digits(length: str) -> int | None:
 
 
 @cache
-def _connecting_within(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(connect=seconds)
-
-
-@cache
-def _patient(connect_s: float, idle_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(connect=connect_s, sock_read=idle_s)
+def _timeout(connect: float, read: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(connect=connect, sock_read=read)
 
 
 def _inflater(encoding: str) -> "_Inflater | None":
