@@ -32,12 +32,15 @@ class Mended:
         return any(repair.rebuild and repair.table in _READ_AGAIN for repair in self.repairs)
 
 
-def mend_tables(workspace: Workspace, *, everything: bool = False) -> Mended:
+def mend_tables(workspace: Workspace, *, everything: bool = False, current: bool = False) -> Mended:
     """Mend the tables, and write the rows they lack; with `everything` all of them anew. Quick when all is well.
 
-    Raises `UserError`, with nothing written, when the ledger is older than the tables.
+    `current` tables are known to be as the ledger has it (see `rest`): only what is torn is looked for. Raises
+    `UserError`, with nothing written, when the ledger is older than the tables.
     """
     mended = Mended(workspace.tables.repair())
+    if current and not mended.repairs:
+        return mended
     found = differences(workspace)
     refuse_older_ledger(workspace, found.attempts)
     rebuild = {repair.table for repair in mended.repairs if repair.rebuild}

@@ -10,7 +10,7 @@ Counts and sums are compared, not rows: every entry that a table shows changes o
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -23,6 +23,9 @@ from nanobanana_pipeline.ledger.states import ItemState
 
 _items = schema.items
 _attempts = schema.attempts
+
+COMPARED: Final = ("results", "attempts")
+"""The tables that are held against the ledger."""
 
 Mark = frozenset[tuple[Any, ...]]
 """The groups of a shard's rows, each with its counts and sums."""

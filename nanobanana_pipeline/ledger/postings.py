@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.budget import Caps, Counters, scopes_of
+from nanobanana_pipeline.ledger.changes import count_change
 from nanobanana_pipeline.ledger.database import Database
 from nanobanana_pipeline.ledger.entries import (
     AdmissionRequest,
@@ -92,6 +93,7 @@ class Postings:
         """Write what is gathered until the end of the transaction. Raises `DoubtError`."""
         self._write_gathered()
         self._counters.flush()
+        count_change(self._database, self._connection)
 
     def forget(self) -> None:
         """Give the attempts back what they were before, as the transaction has not taken place.

@@ -20,6 +20,7 @@ from nanobanana_pipeline.catalogue.identity import item_id
 from nanobanana_pipeline.catalogue.sharding import shard_key
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
 from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.changes import count_change
 from nanobanana_pipeline.ledger.database import Database
 from nanobanana_pipeline.ledger.states import AttemptState, ItemState
 
@@ -82,15 +83,18 @@ def register(
             writing.exec_driver_sql("DROP TABLE IF EXISTS seen_items")
             writing.exec_driver_sql("CREATE TEMPORARY TABLE seen_items (item_id TEXT PRIMARY KEY)")
             insert = database.upsert(_catalogues).values(catalogue=catalogue, next_position=0)
+            count_change(database, writing)
             # Null until it is sealed: a registration that is cut off is done again.
             writing.execute(insert.on_conflict_do_update(index_elements=["catalogue"], set_={"fingerprint": None}))
         for batch in batches:
             if batch:
                 with writing.begin():
                     _register_batch(database, writing, batch, report, default_resolution, shard_size)
+                    count_change(database, writing)
         with writing.begin():
             if complete():
                 _deactivate_unseen(writing, report)
+                count_change(database, writing)
             writing.exec_driver_sql("DROP TABLE seen_items")
     return report
 
@@ -112,6 +116,7 @@ def deactivate_missing(database: Database, present: Sequence[str]) -> list[Regis
             removed = connection.execute(_items.update().where(gone).values(active=False)).rowcount
             reports.append(Registration(name, removed=removed, shards=shards))
             connection.execute(_catalogues.update().where(_catalogues.c.catalogue == name).values(fingerprint=None))
+            count_change(database, connection)
     return reports
 
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -24,9 +24,11 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation import rest
 from nanobanana_pipeline.generation.journal import LogFormat, formatter
 from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.shard_run import ShardReport
+from nanobanana_pipeline.generation.staleness import COMPARED
 from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
@@ -270,7 +272,9 @@ class _Run:
 
     def whole(self) -> None:
         """Every step in turn."""
-        self._mend_tables()
+        mark = rest.look(self._workspace)
+        known = None if self._order.catalogue else rest.found_at(self._workspace, mark)
+        self._mend_tables(current=known is not None)
         names = None if self._order.catalogue is None else [self._order.catalogue]
         self._step(REFRESH_CATALOGUE, "reading the catalogue", _CATALOGUE_GRACE_S, refresh_config(names))
         refusal: UserError | None = None
@@ -278,12 +282,18 @@ class _Run:
         if self._going_on and (parts := self._shares()):
             refusal = self._rule(names, parts)
             self._generate(parts if refusal is None else self._shares())
+        elif self._going_on and known is not None and rest.look(self._workspace) == mark:
+            # Seen once at this very state: reports and sums would be made to no other end.
+            self._outcome.standing = CostSummary(**known["standing"])
+            self._outcome.rejected_rows = known["rejected_rows"]
+            return
         if self._going_on:
             self._step(REPORT_COSTS, "adding up", _REPORT_GRACE_S)
         else:
             # Pages can wait; the tables must be right.
             publish_cost_daily(self._workspace)
         self._sum_up()
+        self._note_rest(mark)
         if self._session.failure is not None:
             raise self._session.failure
         if refusal is not None and self._going_on:
@@ -442,9 +452,22 @@ class _Run:
             self._instance.report_run_canceled(run, "Stopped by a signal.")
         os._exit(128 + (self._session.stop.signal_number or signal.SIGTERM))
 
-    def _mend_tables(self) -> None:
+    def _note_rest(self, mark: rest.Mark) -> None:
+        """If this run found nothing to do, and nobody did anything beside it, spare the next one the same look."""
+        outcome = self._outcome
+        now = rest.look(self._workspace)
+        # The mark's tables were held against the ledger; reports have been written since, by this very run.
+        compared = {name: mark.tables[name] for name in COMPARED}
+        same = now.changes == mark.changes and compared.items() <= now.tables.items()
+        standing = outcome.standing
+        quiet = self._going_on and self._session.failure is None and self._order.catalogue is None
+        if same and quiet and standing is not None:
+            found = {"standing": asdict(standing), "rejected_rows": outcome.rejected_rows}
+            rest.note(self._workspace, now, found)
+
+    def _mend_tables(self, *, current: bool) -> None:
         """Mend what a power cut has torn, and write what an earlier run was killed before it could write."""
-        mended = mend_tables(self._workspace)
+        mended = mend_tables(self._workspace, current=current)
         for found in mended.repairs:
             self._logger.info("table %s: %s", found.table, found.what)
         if mended.shards:

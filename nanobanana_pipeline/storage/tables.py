@@ -115,6 +115,11 @@ class Tables:
         self._pinned[name] = delta
         return delta.version()
 
+    def identity(self, name: str) -> tuple[str, int] | None:
+        """What tells this state of the table from all others: the table's own id, and its version; None without one."""
+        delta = self.open(name)
+        return None if delta is None else (str(delta.metadata().id), delta.version())
+
     def ensure(self, name: str) -> int:
         """Create the table, empty, if it isn't there; its version."""
         delta = self.open(name) or self._create(name)
