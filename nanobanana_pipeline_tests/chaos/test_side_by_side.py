@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nanobanana_pipeline.generation.shard_run import generate_shard
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
@@ -156,3 +157,39 @@ def test_a_worker_that_was_stopped_past_its_lease_sends_nothing_that_another_has
     assert len(pipeline.accepted()) == 12
     assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
     pipeline.assert_books_agree()
+
+
+@pytest.mark.postgres
+def test_the_providers_limits_hold_over_three_hosts(make: Make, postgres_url: str) -> None:
+    """Each host knows only itself; a limit that each keeps for itself is three, and the provider refuses the rest."""
+    limits = {"max_in_flight": 6, "requests_per_minute": 900}
+    pipeline = make(60, {"shard_size": 15, "budget_usd": 1000, **limits}, latency=0.2, **limits)
+    pipeline.ledger_url = postgres_url
+    pipeline.refresh()
+    with worker(pipeline, "one") as one, worker(pipeline, "two") as two, worker(pipeline, "three") as three:
+        for process in (one, two, three):
+            assert process.wait(120) == 0
+    assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
+    assert pipeline.simulator.stats()["events"].get("refused", 0) <= 1
+    pipeline.assert_books_agree()
+
+
+def test_a_small_run_is_done_long_before_the_large_one_beside_it(make: Make) -> None:
+    """Whoever was there first fills every place that becomes free, and would keep the others waiting until its end."""
+    pipeline = make(80, {"max_in_flight": 4, "budget_usd": 1000, "shard_size": 80}, latency=0.25)
+    pipeline.write([{"prompt_id": f"s{n}", "prompt": f"small {n}"} for n in range(6)], "small")
+    pipeline.refresh()
+
+    def run(shard: str) -> None:
+        with pipeline.open() as workspace:
+            generate_shard(workspace, shard, lambda: pipeline.provider(workspace), pipeline.options())
+
+    large = threading.Thread(target=run, args=("cat-000000",))
+    large.start()
+    pipeline.simulator.wait_for("accepted", 8)
+    run("small-000000")
+    taken = [prompt for prompt in pipeline.accepted() if prompt.startswith("picture")]
+    large.join(120)
+    # Side by side they take 6 each; to be done first, it waits for no more than that and what was under way.
+    assert len(taken) < 50
+    assert len(pipeline.accepted()) == 86
