@@ -2,20 +2,27 @@
 
 Each worker is a machine: a working folder, a DAGSTER_HOME and a process group of its own and, for root, its own
 namespace of processes, so that nobody but the ledger and the pulse can tell whether it lives.
+
+`python -m nanobanana_pipeline_tests.servers.many_machines --workers 3` starts it all to be tried out by hand.
 """
 
+import argparse
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import pyarrow.parquet as pq
 import sqlalchemy as sa
 from typing_extensions import override
 
@@ -32,6 +39,7 @@ BUCKET: Final = "nanobanana"
 _CONFIGURATION: Final = ROOT / "deploy" / "celery" / "dagster.yaml"
 _START_LIMIT_S: Final = 300.0
 _END_LIMIT_S: Final = 60.0
+say = partial(print, flush=True)
 _NANOBANANA: Final = (sys.executable, "-m", "nanobanana_pipeline.cli")
 
 
@@ -273,3 +281,42 @@ def _restore(before: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def main() -> int:
+    """Start it all, with workers, and stay until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="many_machines", description=__doc__)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2, help="runs at once on each worker")
+    parser.add_argument("--catalogue", type=Path, default=ROOT / "data" / "catalogue" / "sample.parquet")
+    chosen = parser.parse_args()
+    if not (Redis.found() and Postgres.found()):
+        say("this needs PostgreSQL's and Redis's own programs: apt install postgresql redis-server")
+        return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    knobs = {"shard_size": 100, "budget_usd": 1000}
+    say("starting PostgreSQL, Redis, an S3 server, the simulator and Dagster …")
+    with (
+        tempfile.TemporaryDirectory(prefix="nanobanana-machines-", ignore_cleanup_errors=True) as folder,
+        suppress(KeyboardInterrupt),
+        ManyMachines(Path(folder), knobs=knobs, simulator={}, pool=chosen.workers * chosen.processes) as machines,
+    ):
+        for _ in range(chosen.workers):
+            machines.add_worker(processes=chosen.processes)
+        machines.pipeline.write(pq.read_table(chosen.catalogue).to_pylist(), chosen.catalogue.stem)
+        say(
+            f"pages: {machines.url}\nturn generation_sensor on there, or choose shards of `images`; kill what you like:"
+        )
+        for program in [*machines.programs, *machines.workers]:
+            say(f"  {program.name}: process {program.pid}, log {program.log}")
+        say("the environment of all of them, for `nanobanana status`, `query` and the like in another terminal:")
+        for name, value in machines.environment.items():
+            say(f"  export {name}='{value}'")
+        say("Ctrl-C ends it all")
+        threading.Event().wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
