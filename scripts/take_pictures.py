@@ -123,7 +123,7 @@ def run_demo(folder: Path) -> None:
 
 def static_pages(browser: Browser, site: Path) -> None:
     """The pages that need no server."""
-    for name, height in (("gallery", 860), ("costs", 900)):
+    for name, height in (("gallery", 860), ("costs", 1560)):
         with page_of(browser, width=1280, height=height) as page:
             page.goto((site / f"{name}.html").as_uri())
             page.wait_for_load_state("networkidle")

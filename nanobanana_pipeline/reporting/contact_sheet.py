@@ -18,6 +18,7 @@ from nanobanana_pipeline.catalogue.identity import safe_name
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.reporting.figures import Scope, is_current
+from nanobanana_pipeline.reporting.glance import INLINE_CHARS
 from nanobanana_pipeline.reporting.thumbnails import Pictured, make_missing, read_thumbnail
 
 MARKDOWN_BYTES: Final = 10_000
@@ -39,16 +40,23 @@ _LADDER: Final = (
     (8, 4, 64, 20),
     (4, 4, 48, 10),
 )
+# The same for the strip, which has a tenth of the room.
+_STRIP_LADDER: Final = (
+    *((6, 6, 48, 20), (6, 6, 48, 8), (6, 6, 48, 1)),
+    *((4, 4, 48, 8), (4, 4, 48, 1), (4, 4, 40, 1), (3, 3, 32, 1)),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ContactSheet:
     """`markdown` (less than 10 kB) shows some images; `path`, relative to the output, is a larger picture of more.
 
-    `images` is how many current images there are; without any, `path` is None.
+    `strip` shows a few, in markdown so short that Dagster shows it without a click. `images` is how many current images
+    there are; without any, `path` is None.
     """
 
     markdown: str
+    strip: str
     path: str | None
     images: int
 
@@ -59,12 +67,15 @@ def contact_sheet(workspace: Workspace, shard: str | None = None, *, catalogue: 
     store = workspace.images
     shown = [image for image, there in make_missing(store, chosen) if there]
     if not shown:
-        return ContactSheet("No images yet.", None, total)
+        return ContactSheet("No images yet.", "No images yet.", None, total)
     pictures = [ImageOps.fit(read_thumbnail(store, image.sha256), (_FULL_CELL, _FULL_CELL)) for image in shown]
     path = f"sheets/{safe_name(shard or catalogue or 'all')}.webp"
     store.write(path, _sheet(pictures, _FULL_COLUMNS, _FULL_CELL, quality=80, method=1))
     caption = f"{total:,} image{'s' * (total != 1)}"
-    return ContactSheet(f"{_small_sheet(pictures, caption)}\n\n{caption}; a larger sheet: `{path}`", path, total)
+    # Room for the lines around it.
+    sheet = _fitting(pictures, _LADDER, caption, MARKDOWN_BYTES - 500)
+    strip = _fitting(pictures, _STRIP_LADDER, caption, INLINE_CHARS)
+    return ContactSheet(f"{sheet}\n\n{caption}; a larger sheet: `{path}`", strip, path, total)
 
 
 def _choose(workspace: Workspace, scope: Scope) -> tuple[int, list[Pictured]]:
@@ -85,15 +96,16 @@ def _choose(workspace: Workspace, scope: Scope) -> tuple[int, list[Pictured]]:
     return total, [Pictured(image["path"], image["sha256"]) for image in listed]
 
 
-def _small_sheet(pictures: Sequence[Image.Image], caption: str) -> str:
-    """The sheet as a markdown image with its data inside."""
-    for count, columns, cell, quality in _LADDER:
+def _fitting(
+    pictures: Sequence[Image.Image], ladder: Sequence[tuple[int, int, int, int]], caption: str, room: int
+) -> str:
+    """A sheet as a markdown image with its data inside, of the first size and quality that is short enough."""
+    for count, columns, cell, quality in ladder:
         data = _sheet(_evenly(pictures, count), columns, cell, quality=quality)
-        markdown = f"![contact sheet of {caption}](data:image/webp;base64,{base64.b64encode(data).decode()})"
-        # Room for the lines around it.
-        if len(markdown) < MARKDOWN_BYTES - 500:
+        markdown = f"![{caption}](data:image/webp;base64,{base64.b64encode(data).decode()})"
+        if len(markdown) < room:
             return markdown
-    return f"The sheet of {caption} is too large to be shown here."
+    return caption
 
 
 def _evenly(pictures: Sequence[Image.Image], count: int) -> list[Image.Image]:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from nanobanana_pipeline.reporting.contact_sheet import MARKDOWN_BYTES, contact_sheet
+from nanobanana_pipeline.reporting.glance import INLINE_CHARS
 from nanobanana_pipeline.reporting.thumbnails import Pictured, make_missing, thumbnail_path
 from nanobanana_pipeline.storage.images import ImageStore
 from nanobanana_pipeline_tests.reporting.conftest import World, rows
@@ -30,6 +31,8 @@ def test_a_sheet_is_light_enough_for_the_event_log(world: Callable[..., World]) 
     assert data is not None
     with Image.open(io.BytesIO(base64.b64decode(data[1]))) as small:
         assert small.width > 300
+    assert len(sheet.strip) < INLINE_CHARS, "Dagster would hide it behind a link"
+    assert sheet.strip.startswith("![30 images](data:image/webp;base64,")
     assert sheet.path is not None
     with Image.open(Path(made.workspace.output, sheet.path)) as full:
         assert full.width > small.width
@@ -37,11 +40,17 @@ def test_a_sheet_is_light_enough_for_the_event_log(world: Callable[..., World]) 
 
 def test_pictures_that_compress_badly_still_fit() -> None:
     """A provider's noise must not push the metadata over its limit: then the sheet shows less."""
-    from nanobanana_pipeline.reporting.contact_sheet import _small_sheet  # noqa: PLC0415 - under the surface
+    from nanobanana_pipeline.reporting.contact_sheet import (  # noqa: PLC0415 - under the surface
+        _LADDER,
+        _STRIP_LADDER,
+        _fitting,
+    )
 
     noise = [Image.frombytes("RGB", (200, 200), os.urandom(120_000)).convert("RGBA") for _ in range(24)]
 
-    assert len(_small_sheet(noise, "24 images")) < MARKDOWN_BYTES
+    assert "base64" in _fitting(noise, _LADDER, "24 images", MARKDOWN_BYTES)
+    assert len(_fitting(noise, _LADDER, "24 images", MARKDOWN_BYTES)) < MARKDOWN_BYTES
+    assert len(_fitting(noise, _STRIP_LADDER, "24 images", INLINE_CHARS)) < INLINE_CHARS
 
 
 def test_thumbnails_are_made_once(world: Callable[..., World]) -> None:
@@ -67,7 +76,7 @@ def test_an_empty_shard_says_so(world: Callable[..., World]) -> None:
 
     sheet = contact_sheet(made.workspace, "plain-000000")
 
-    assert (sheet.markdown, sheet.path, sheet.images) == ("No images yet.", None, 0)
+    assert (sheet.markdown, sheet.strip, sheet.path, sheet.images) == ("No images yet.", "No images yet.", None, 0)
 
 
 def test_a_missing_or_torn_image_has_no_thumbnail(tmp_path: Path) -> None:

@@ -276,7 +276,10 @@ def _materializations(run: _Run, workspace: Workspace, report: ShardReport) -> l
     written = checks.ShardTables.read(workspace.tables, run.shard)
     verdicts = checks.check_shard(workspace, run.shard, written)
     sheet = contact_sheet(workspace, run.shard)
-    pictures: Metadata = {"contact_sheet": dg.MetadataValue.md(sheet.markdown)}
+    pictures: Metadata = {
+        "some_images": dg.MetadataValue.md(sheet.strip),
+        "contact_sheet": dg.MetadataValue.md(sheet.markdown),
+    }
     if sheet.path is not None:
         pictures["larger_sheet"] = dg.MetadataValue.path(f"{workspace.output}/{sheet.path}")
     by_group, by_outcome = shard_tables(workspace, run.shard)
@@ -285,9 +288,10 @@ def _materializations(run: _Run, workspace: Workspace, report: ShardReport) -> l
     return [
         dg.MaterializeResult(
             asset_key=name,
-            metadata=numbers
-            | table_state(workspace.tables, name, shard_rows=len(getattr(written, name)))
-            | extra.get(name, {}),
+            # What a person looks for comes first.
+            metadata=extra.get(name, {})
+            | numbers
+            | table_state(workspace.tables, name, shard_rows=len(getattr(written, name))),
             check_results=[verdict for verdict in verdicts if verdict.asset_key == dg.AssetKey(name)],
         )
         for name in ("images", "results", "attempts")

@@ -133,6 +133,7 @@ def gallery(context: dg.AssetExecutionContext, nano_banana: NanoBananaResource) 
                 MODE: mode_of(workspace),
                 "page": dg.MetadataValue.path(page),
                 "images": sheet.images,
+                "some_images": dg.MetadataValue.md(sheet.strip),
                 "contact_sheet": dg.MetadataValue.md(sheet.markdown),
             }
         )

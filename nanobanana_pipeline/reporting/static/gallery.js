@@ -278,7 +278,7 @@
   const say = () => {
     const loading = entries.length < index.items;
     fill(found,
-      el("span", {}, shown.length === 1 ? "1 item" : `${count(shown.length)} items`,
+      index.items > 0 && el("span", {}, shown.length === 1 ? "1 item" : `${count(shown.length)} items`,
         Object.entries(filters).some(([name, value]) => value && name !== "order") && ` of ${count(index.items)}`),
       loading && el("progress", { max: index.items, value: entries.length, "aria-label": "Loading" }),
       index.left_out > 0 && el("span", {}, `The first ${count(index.items)} items are here; ${count(index.left_out)} more are in the tables.`),
