@@ -86,6 +86,7 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
     on_unusable: Literal["keep", "regenerate"] = _knob("on_unusable")
     approve_above_usd: float | None = _knob("approve_above_usd")
     image_hosts: list[str] = _knob("image_hosts")
+    link_hours: int = _knob("link_hours")
     log_format: Literal["text", "json"] = _knob("log_format")
     alert_webhook: str | None = _knob("alert_webhook")
     alert_email: list[str] = _knob("alert_email")
