@@ -86,13 +86,21 @@ def register(
             count_change(database, writing)
             # Null until it is sealed: a registration that is cut off is done again.
             writing.execute(insert.on_conflict_do_update(index_elements=["catalogue"], set_={"fingerprint": None}))
+            # Of a catalogue never seen before nothing can be known, edited or gone.
+            before = sa.select(_catalogues.c.next_position).where(_catalogues.c.catalogue == catalogue)
+            new = writing.execute(before).scalar_one() == 0
         for batch in batches:
             if batch:
                 with writing.begin():
-                    _register_batch(database, writing, batch, report, default_resolution, shard_size)
+                    identities = _register_batch(
+                        database, writing, batch, report, default_resolution, shard_size, new=new
+                    )
+                    if not new:
+                        insert = database.upsert(_seen).on_conflict_do_nothing()
+                        database.insert(writing, insert, [{"item_id": identity} for identity in identities])
                     count_change(database, writing)
         with writing.begin():
-            if complete():
+            if complete() and not new:
                 _deactivate_unseen(writing, report)
                 count_change(database, writing)
             writing.exec_driver_sql("DROP TABLE seen_items")
@@ -127,15 +135,18 @@ def _register_batch(
     report: Registration,
     default_resolution: str,
     shard_size: int,
-) -> None:
+    *,
+    new: bool,
+) -> list[str]:
+    """Enter a batch; the items that it is about. Of a `new` catalogue none is looked for."""
     wanted = [
         (item_id(prompt.catalogue, prompt.prompt_id, sample), sample, prompt)
         for prompt in batch
         for sample in range(1, prompt.samples + 1)
     ]
-    known = _known_items(connection, [entry[0] for entry in wanted])
+    known = {} if new else _known_items(connection, [entry[0] for entry in wanted])
     assign = _Assignment(connection, report.catalogue, shard_size)
-    new: list[dict[str, Any]] = []
+    added: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
     requests: dict[str, dict[str, Any]] = {}
     shard_of_prompt: dict[str, str] = {}
@@ -143,7 +154,7 @@ def _register_batch(
         row = known.get(identity)
         if row is None:
             shard = shard_of_prompt.get(prompt.prompt_id) or assign.shard_of_new_prompt()
-            new.append(
+            added.append(
                 {
                     "item_id": identity,
                     "catalogue": prompt.catalogue,
@@ -156,7 +167,7 @@ def _register_batch(
                     "campaign": prompt.campaign,
                     "labels": prompt.labels,
                     "active": True,
-                    "state": ItemState.PENDING,
+                    "state": ItemState.PENDING.value,
                     "attempts": 0,
                 }
             )
@@ -202,15 +213,13 @@ def _register_batch(
         # A request that was adopted from the tables may lack its prompt (`adoption`). In one order for every process.
         insert = database.upsert(_requests)
         complete = insert.on_conflict_do_update(index_elements=["request_hash"], set_={"body": insert.excluded.body})
-        connection.execute(complete, sorted(requests.values(), key=itemgetter("request_hash")))
-    if new:
-        connection.execute(_items.insert(), new)
+        database.insert(connection, complete, sorted(requests.values(), key=itemgetter("request_hash")))
+    if added:
+        database.insert(connection, _items.insert(), added)
         assign.save()
     if changed:
         connection.execute(_EDIT, changed)
-    connection.execute(
-        database.upsert(_seen).on_conflict_do_nothing(), [{"item_id": identity} for identity, _, _ in wanted]
-    )
+    return [identity for identity, _, _ in wanted]
 
 
 class _Assignment:

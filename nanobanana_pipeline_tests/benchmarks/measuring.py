@@ -59,18 +59,31 @@ def measured(command: Sequence[str], *, cwd: Path = ROOT, knobs: Mapping[str, st
 
     What the process waits for counts as its own. Raises `SystemExit` when it fails.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("NANOBANANA_")}
-    # As installed: with byte code, which a flag of the one who measures may keep from being written.
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    environment |= {"PYTHONPATH": str(ROOT)} | {f"NANOBANANA_{name}": value for name, value in (knobs or {}).items()}
     began = time.monotonic()
-    process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=cwd, env=_environment(knobs), stdout=subprocess.DEVNULL)
     pin(process.pid, provider=False)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     return Cost(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss / _RSS_UNITS_PER_MB)
+
+
+def finished(command: Sequence[str], *, knobs: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a command as `measured` does; what it says about itself, which is one JSON object."""
+    process = subprocess.run(command, cwd=ROOT, env=_environment(knobs), stdout=subprocess.PIPE, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return json.loads(process.stdout)
+
+
+def _environment(knobs: Mapping[str, str] | None) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NANOBANANA_")}
+    # As installed: with byte code, which a flag of the one who measures may keep from being written.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return (
+        environment | {"PYTHONPATH": str(ROOT)} | {f"NANOBANANA_{name}": value for name, value in (knobs or {}).items()}
+    )
 
 
 # Kilobytes on Linux, bytes on macOS.
