@@ -42,6 +42,8 @@ class Standing:
     cpu_s: Mapping[str, float]
     ledger_commits: int
     dagster_commits: int
+    ledger_bytes: int
+    dagster_bytes: int
     wal_bytes: int
 
 
@@ -172,14 +174,16 @@ def _standing(machines: ManyMachines) -> Standing:
         "simulator": [machines.simulator.pid],
     }
     with psycopg.connect(machines.postgres.url("postgres")) as connection:
-        query = "SELECT datname, xact_commit FROM pg_stat_database WHERE datname IS NOT NULL"
-        commits = dict(connection.execute(query).fetchall())
+        query = "SELECT datname, xact_commit, pg_database_size(datid) FROM pg_stat_database WHERE datname LIKE 'nano%'"
+        found = {name: (commits, size) for name, commits, size in connection.execute(query).fetchall()}
         (wal,) = connection.execute("SELECT wal_bytes FROM pg_stat_wal").fetchone() or (0,)
     return Standing(
         time.monotonic(),
         {name: sum(map(_cpu_s(), pids)) for name, pids in roots.items()},
-        commits["nanobanana_ledger"],
-        commits["nanobanana_dagster"],
+        found["nanobanana_ledger"][0],
+        found["nanobanana_dagster"][0],
+        found["nanobanana_ledger"][1],
+        found["nanobanana_dagster"][1],
         int(wal),
     )
 
@@ -215,6 +219,8 @@ def _figures(before: Standing, after: Standing, items: int) -> dict[str, str]:
         "all parts, CPU ms an item": f"{sum(spent.values()):.1f}",
         "ledger, transactions an item": f"{(after.ledger_commits - before.ledger_commits) / items:.2f}",
         "Dagster's storage, transactions an item": f"{(after.dagster_commits - before.dagster_commits) / items:.2f}",
+        "ledger, bytes an item (registered before)": f"{(after.ledger_bytes - before.ledger_bytes) / items:,.0f}",
+        "Dagster's storage, bytes an item": f"{(after.dagster_bytes - before.dagster_bytes) / items:,.0f}",
         "PostgreSQL's log, bytes an item": f"{(after.wal_bytes - before.wal_bytes) / items:,.0f}",
     }
 

@@ -222,8 +222,13 @@ def test_a_broker_that_is_away_does_not_fail_the_queue(tmp_path: Path) -> None:
         made = instance.create_run_for_job(idle, status=DagsterRunStatus.STARTING)
         assert isinstance(made, dg.DagsterRun)
         assert isinstance(instance.run_launcher, WorkersRunLauncher)
+        launcher = instance.run_launcher
         with pytest.raises(BrokerUnreachableError, match="the run waits for it"):
-            launch(instance.run_launcher, made)
+            launch(launcher, made)
+        # Nor does it use up the tries of a run that has to be carried on.
+        begun = started(instance, now_is(instance, made))
+        launcher.resume_run(ResumeRunContext(dagster_run=begun, workspace=None, resume_attempt_number=1))
+        assert launcher.check_run_worker_health(begun).status is WorkerStatus.RUNNING
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ the workers alive at that moment, and does not mark the run; and a broker that i
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 from uuid import uuid4
 
@@ -110,8 +111,10 @@ class WorkersRunLauncher(CeleryRunLauncher):
         self._hand_on(context.dagster_run, "" if pulse is None else pulse.text)
 
     def _hand_on(self, run: dg.DagsterRun, pulse: str) -> None:
-        self._send(run, pulse)
+        # Remembered whether or not the broker is there: failing here would use up the run's tries while it is away.
         self._resumed[run.run_id] = (pulse, time.monotonic())
+        with suppress(BrokerUnreachableError):
+            self._send(run, pulse)
 
     def send_again(self, run: dg.DagsterRun, *, now: float) -> bool:
         """Hand a starting run to the broker once more when no worker has taken it for long; whether it was sent.
@@ -125,7 +128,10 @@ class WorkersRunLauncher(CeleryRunLauncher):
         # By two hosts' clocks, hence the longer time: who looks here doesn't look long enough to see it beat.
         if pulse is not None and not pulse.surely_dead and now < pulse.at + _SILENT_AT_THE_START_S:
             return False
-        self._send(run, "" if pulse is None else pulse.text, times=int(times) + 1)
+        try:
+            self._send(run, "" if pulse is None else pulse.text, times=int(times) + 1)
+        except BrokerUnreachableError:
+            return False
         return True
 
     def _send(self, run: dg.DagsterRun, pulse: str, *, times: int = 0) -> None:
