@@ -127,6 +127,7 @@ def test_analysts_read_the_bucket_with_their_own_tools(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_commands_work_over_a_bucket(remote: Pipeline, bucket: str) -> None:
     """What a person types is the same, wherever the output is."""
     remote.write([{"prompt": f"a fox {n}", "prompt_id": f"p{n}"} for n in range(3)])
