@@ -48,66 +48,70 @@ class Standing:
 
 
 def main() -> int:
-    """Measure each number of workers in turn."""
+    """Measure each number of workers in turn, on the same servers; what is killed, is killed in the last turn."""
     parser = argparse.ArgumentParser(
         prog="machines", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 3], help="rising numbers")
     parser.add_argument("--processes", type=int, default=2, help="runs at once on each worker")
-    parser.add_argument("--prompts", type=int, default=600, help="of a generated catalogue")
-    parser.add_argument("--catalogue", type=Path, help="a Parquet file instead")
+    parser.add_argument("--prompts", type=int, default=600, help="of a generated catalogue, new for each turn")
+    parser.add_argument("--catalogue", type=Path, help="a Parquet file instead, for one turn")
     parser.add_argument("--shard-size", type=int, default=100)
     parser.add_argument("--in-flight", type=int, default=200)
     parser.add_argument("--kill", action="store_true", help="let parts of it die on the way")
     chosen = parser.parse_args()
-    figures = [_measure(workers, chosen) for workers in chosen.workers]
+    folder = Path(tempfile.mkdtemp(prefix="nanobanana-machines-"))
+    knobs = {"shard_size": chosen.shard_size, "budget_usd": 100_000, "max_in_flight": chosen.in_flight}
+    pool = max(chosen.workers) * chosen.processes
+    figures: list[dict[str, Any]] = []
+    with ManyMachines(
+        folder, knobs=knobs, simulator={"latency": _LATENCY_S, "cached_picture": True}, pool=pool
+    ) as all_:
+        say(f"{all_.url}, logs in {folder}")
+        all_.start_sensor("generation_sensor")
+        for workers in chosen.workers:
+            while len(all_.workers) < workers:
+                all_.add_worker(processes=chosen.processes)
+            figures.append(_measure(all_, chosen, workers))
+            say(json.dumps(figures[-1], indent=1))
+        failures = _judged(all_)
     columns = [f"{each['workers']} workers" if each["workers"] > 1 else "1 worker" for each in figures]
     rows = [[name, *(each["table"][name] for each in figures)] for name in figures[0]["table"]]
     say("\n" + table(["", *columns], rows))
     FIGURES.mkdir(parents=True, exist_ok=True)
     (FIGURES / "machines.json").write_text(json.dumps(figures, indent=1) + "\n")
-    return 1 if any(each["failures"] for each in figures) else 0
+    return 1 if failures else 0
 
 
-def _rows(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def _rows(chosen: argparse.Namespace, turn: str) -> list[dict[str, Any]]:
     if chosen.catalogue:
         return pq.read_table(chosen.catalogue).to_pylist()
-    return [{"prompt_id": f"p{n:06d}", "prompt": f"A picture of a fox, number {n}"} for n in range(chosen.prompts)]
+    return [{"prompt_id": f"p{n:06d}", "prompt": f"{turn}: a fox, number {n}"} for n in range(chosen.prompts)]
 
 
-def _measure(workers: int, chosen: argparse.Namespace) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp(prefix="nanobanana-machines-"))
-    knobs = {"shard_size": chosen.shard_size, "budget_usd": 100_000, "max_in_flight": chosen.in_flight}
-    simulator = {"latency": _LATENCY_S, "cached_picture": True}
-    rows = _rows(chosen)
-    with ManyMachines(folder, knobs=knobs, simulator=simulator, pool=workers * chosen.processes) as machines:
-        say(f"{workers} workers: {machines.url}, logs in {folder}")
-        for _ in range(workers):
-            machines.add_worker(processes=chosen.processes)
-        machines.pipeline.write(rows, "cat")
-        run = machines.materialize(["prompts", "rejected_prompts"])
-        assert machines.wait_for_end(run, _LIMIT_S) == "SUCCESS", machines.log
-        items = sum(_states(machines).values())
-        before = _standing(machines)
-        machines.start_sensor("generation_sensor")
-        in_the_air = _kill(machines, items) if chosen.kill else set[str]()
-        machines.wait_for("all images", lambda: _over(machines, items), _LIMIT_S)
-        machines.wait_for("the runs' end", lambda: not machines.query(_UNDER_WAY)["runsOrError"]["results"], _LIMIT_S)
-        after = _standing(machines)
-        return {
-            "workers": workers,
-            "items": items,
-            "killed": chosen.kill,
-            "table": _figures(before, after, items),
-            "failures": _judged(machines, items, in_the_air),
-        }
+def _measure(machines: ManyMachines, chosen: argparse.Namespace, workers: int) -> dict[str, Any]:
+    machines.wait_for(
+        "the workers", lambda: all(" ready." in worker.log.read_text() for worker in machines.workers), _LIMIT_S
+    )
+    taken, done = _accepted(machines), sum(_states(machines).values())
+    rows = _rows(chosen, f"turn{workers}")
+    before = _standing(machines)
+    machines.pipeline.write(rows, f"turn{workers}")
+    in_the_air: set[str] = _kill(machines, taken, len(rows)) if chosen.kill and workers == chosen.workers[-1] else set()
+    machines.wait_for("all images", lambda: _over(machines, taken, done + len(rows)), _LIMIT_S)
+    machines.wait_for("the runs' end", lambda: not machines.query(_UNDER_WAY)["runsOrError"]["results"], _LIMIT_S)
+    after = _standing(machines)
+    machines.in_the_air |= in_the_air
+    return {"workers": workers, "items": len(rows), "table": _figures(before, after, len(rows))}
 
 
-def _kill(machines: ManyMachines, items: int) -> set[str]:
+def _kill(machines: ManyMachines, before: int, items: int) -> set[str]:
     """Let parts of it die; returns the attempts that were being submitted at a kill."""
 
     def taken(share: float) -> None:
-        machines.wait_for(f"{share:.0%} of the submits", lambda: _accepted(machines) >= items * share, _LIMIT_S)
+        machines.wait_for(
+            f"{share:.0%} of the submits", lambda: _accepted(machines) >= before + items * share, _LIMIT_S
+        )
 
     taken(0.15)
     say(f"{_accepted(machines)} taken: SIGKILL for all of worker 1, and a new one")
@@ -139,19 +143,20 @@ def _states(machines: ManyMachines) -> Counter[ItemState]:
     return counts
 
 
-def _over(machines: ManyMachines, items: int) -> bool:
+def _over(machines: ManyMachines, taken: int, items: int) -> bool:
     # It looks often, and is no part of what is measured: the provider's own count first, which costs nothing.
-    if _accepted(machines) < items:
+    if _accepted(machines) <= taken:
         return False
     time.sleep(0.5)
     counts = _states(machines)
     return counts[ItemState.DONE] + counts[ItemState.UNKNOWN] + counts[ItemState.FAILED] == items
 
 
-def _judged(machines: ManyMachines, items: int, in_the_air: set[str]) -> list[str]:
+def _judged(machines: ManyMachines) -> list[str]:
+    items = sum(_states(machines).values())
     unknown = _states(machines)[ItemState.UNKNOWN]
     with machines.pipeline.open() as workspace:
-        verdict = judge(workspace, machines.simulator.book, in_the_air)
+        verdict = judge(workspace, machines.simulator.book, machines.in_the_air)
     billed = Counter(row["idempotency_key"] for row in machines.pipeline.billed())
     twice = [key for key, times in billed.items() if times > 1]
     say(

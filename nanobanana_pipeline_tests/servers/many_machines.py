@@ -140,6 +140,8 @@ class ManyMachines(DagsterPages):
         self._stack = ExitStack()
         self.workers: list[Program] = []
         self.programs: list[Program] = []
+        self.in_the_air: set[str] = set()
+        """Attempts that were being submitted when a worker was killed, by whoever kills one."""
         super().__init__(f"http://{HOST}:{self._port}")
 
     def __enter__(self) -> Self:
