@@ -204,12 +204,14 @@ def test_a_limit_is_shared_out_in_order_and_open_work_has_its_turn() -> None:
         ShardWork("c-000003", "c", 3, 10, {ItemState.PENDING: 10}),
         ShardWork("c-000004", "c", 4, 10, {ItemState.UNKNOWN: 10}),
     ]
-    assert shares(Order(limit=6), work, on_unknown="hold") == [
+    first = {"c-000000": 4, "c-000001": 2}
+    assert shares(Order(limit=6), work, first, on_unknown="hold") == [
         Share("c-000000", 4, 4),
         Share("c-000001", 2, 4),
         Share("c-000002", 0, 1),
     ]
     urgent = [*work[:3], replace(work[3], priority=1)]
-    assert shares(Order(limit=6), urgent, on_unknown="hold")[0].shard == "c-000003"
+    first = {"c-000003": 6}
+    assert shares(Order(limit=6), urgent, first, on_unknown="hold")[0] == Share("c-000003", 6, 6)
     everything = [share.shard for share in shares(Order(), work, on_unknown="resubmit")]
     assert everything == [each.shard for each in work]

@@ -266,6 +266,37 @@ def candidates(
     ]
 
 
+def first_to_begin(
+    connection: Connection,
+    limit: int,
+    *,
+    rerun: Rerun | None,
+    unknown_too: bool,
+    catalogues: Sequence[str] | None = None,
+) -> dict[str, int]:
+    """The `limit` items that have their turn first, over all shards: how many of them each shard has.
+
+    What waits comes before what is only to be paid for again; each by priority, then by catalogue and in its order.
+    With `unknown_too`, items of unknown outcome wait as well.
+    """
+    waiting = [*WAITING_STATES, *([ItemState.UNKNOWN] if unknown_too else [])]
+    again = rerun.states if rerun else ()
+    last = _items.c.state.in_([state.value for state in again])
+    # By code points on every database, as everywhere else.
+    name = sa.collate(_items.c.catalogue, "C" if connection.dialect.name == "postgresql" else "BINARY")
+    query = (
+        sa.select(_items.c.shard)
+        .where(_items.c.active, _items.c.state.in_([state.value for state in (*waiting, *again)]))
+        .order_by(sa.case((last, 1), else_=0), _items.c.priority.desc(), name, _items.c.position)
+        .limit(limit)
+    )
+    if catalogues is not None:
+        query = query.where(_items.c.catalogue.in_(catalogues))
+    chosen = query.subquery()
+    counts = sa.select(chosen.c.shard, sa.func.count().label("items")).group_by(chosen.c.shard)
+    return {row.shard: row.items for row in connection.execute(counts)}
+
+
 def items_named(connection: Connection, names: Sequence[str], catalogue: str | None = None) -> list[NamedItem]:
     """The active items that have one of these names: an item_id, or a prompt_id, which means all of its samples."""
     found: list[NamedItem] = []

@@ -33,7 +33,7 @@ from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
 from nanobanana_pipeline.ledger.states import ItemState
-from nanobanana_pipeline.ledger.work import Rerun, ShardWork, items_named
+from nanobanana_pipeline.ledger.work import Rerun, ShardWork, first_to_begin, items_named
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.instance import free_dead_slots, opening, prepare_home
 from nanobanana_pipeline.orchestration.jobs import (
@@ -219,24 +219,22 @@ def log_file(folder: Path, command: str) -> Path:
     return folder / f"run-{command}.log"
 
 
-def shares(order: Order, work: Sequence[ShardWork], *, on_unknown: str) -> list[Share]:
+def shares(
+    order: Order, work: Sequence[ShardWork], firsts: Mapping[str, int] | None = None, *, on_unknown: str
+) -> list[Share]:
     """Each shard's part, by priority, then in order of catalogue and number: the same answer for the same ledger.
 
-    A shard beyond the limit still has its turn when attempts of it are open: they are paid for.
+    With a limit, `firsts` says how many of the items that have their turn are in each shard. A shard without any still
+    has its turn when attempts of it are open: they are paid for.
     """
-    room = order.limit
     found: list[Share] = []
     for shard in sorted(work, key=lambda shard: -shard.priority):
         if not order.wants(shard, on_unknown=on_unknown):
             continue
-        new = order.new_items(shard)
         begun = sum(shard.states.get(state, 0) for state in (ItemState.OPEN, ItemState.OVERDUE))
-        if room is None:
-            found.append(Share(shard.shard, None, new + begun))
-            continue
-        part = min(new, room)
-        room -= part
-        if part or begun:
+        if firsts is None:
+            found.append(Share(shard.shard, None, order.new_items(shard) + begun))
+        elif (part := firsts.get(shard.shard, 0)) or begun:
             found.append(Share(shard.shard, part, part + begun))
     return found
 
@@ -313,8 +311,8 @@ class _Run:
     def _rule(self, names: Sequence[str] | None, parts: Sequence[Share]) -> UserError | None:
         """Plan what is to be made, and keep to it; why nothing new may be begun, if it may not."""
         order = self._order
-        named = sum(len(part.chosen) for part in parts) or None
-        wanted = Wanted(order.limit or named, order.rerun, order.resubmit_unknown)
+        chosen = frozenset(item for part in parts for item in part.chosen)
+        wanted = Wanted(order.limit, order.rerun, order.resubmit_unknown, items=chosen)
         self._watcher.phase("planning")
         planned = save(self._workspace, plan(self._workspace, names, wanted))
         ruling = Ruling(planned.hash) if order.max_cost_usd is not None else rule(self._workspace, planned)
@@ -345,7 +343,7 @@ class _Run:
     def _shares(self) -> list[Share]:
         order = self._order
         if not order.items:
-            return shares(order, self._shard_work(), on_unknown=self._on_unknown)
+            return shares(order, self._shard_work(), self._firsts(), on_unknown=self._on_unknown)
         with self._workspace.ledger.database.read() as connection:
             named = items_named(connection, order.items, order.catalogue)
         unknown = set(order.items) - {item.name for item in named}
@@ -358,6 +356,20 @@ class _Run:
         for item in named:
             chosen[item.shard].append(item.item_id)
         return [Share(shard, order.limit, len(ids), tuple(ids)) for shard, ids in sorted(chosen.items())]
+
+    def _firsts(self) -> Mapping[str, int] | None:
+        """How many of the items that are within the limit each shard has; None without a limit."""
+        order = self._order
+        if order.limit is None:
+            return None
+        with self._workspace.ledger.database.read() as connection:
+            return first_to_begin(
+                connection,
+                order.limit,
+                rerun=order.rerun,
+                unknown_too=order.resubmit_unknown or self._on_unknown == "resubmit",
+                catalogues=None if order.catalogue is None else [order.catalogue],
+            )
 
     def _generate(self, parts: Sequence[Share]) -> None:
         if not parts:

@@ -21,6 +21,7 @@ from nanobanana_pipeline.catalogue.rules import FILE_RULES
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt, validate
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.entries import Cause
 from nanobanana_pipeline.ledger.states import AttemptState, ItemState
 from nanobanana_pipeline.ledger.work import Rerun
 from nanobanana_pipeline.model_specs.pricing import reservation
@@ -87,6 +88,10 @@ class Wanted:
     limit: int | None = None
     rerun: Rerun | None = None
     resubmit_unknown: bool = False
+    root_run_id: str | None = None
+    """A run acts once an item, its re-executions included: what has been tried for this root is not tried again."""
+    items: frozenset[str] = frozenset()
+    """The only items (by item_id) that may be begun; none given is all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class _Item:
     item_id: str
     request_hash: str
     request: Request
+    priority: int
     known: Row[*tuple[Any, ...]] | None
 
 
@@ -112,8 +118,11 @@ class Draft:
         self._today = today
         self._wanted = wanted
         self._again = wanted.rerun.states if wanted.rerun else ()
+        self._known = _known(wanted.root_run_id)
         self._on_progress = on_progress
         self._seen = 0
+        self._seen_to_make = 0
+        self._first: list[tuple[tuple[bool, int, str, bool, int], _Item]] = []
         self._expectation = Expectation(workspace.spec, today)
         self._reservations: dict[tuple[str | None, int, int], int] = {}
         self._sum = 0
@@ -128,7 +137,7 @@ class Draft:
         present = 0
         for batch in validate(source, self._spec):
             found.refused.update(row.rule.value for row in batch.rejected)
-            items = _items_of(connection, batch.prompts)
+            items = _items_of(connection, batch.prompts, self._known)
             self._add(connection, found, items)
             present += sum(item.known.active for item in items if item.known is not None)
         unreadable = found.refused.keys() & {rule.value for rule in FILE_RULES}
@@ -148,7 +157,7 @@ class Draft:
         for state, count in connection.execute(counts.group_by(_items.c.state)):
             found.items[_STANDING_OF[ItemState(state)]] += count
             self._looked_at(count)
-        for items in _pages(connection, sa.and_(mine, _items.c.state.not_in(settled))):
+        for items in _pages(connection, self._known, sa.and_(mine, _items.c.state.not_in(settled))):
             self._add(connection, found, items)
         return found
 
@@ -169,7 +178,7 @@ class Draft:
             found.items[Standing.PAID if back else standing] += 1
             if standing in MADE and not back:
                 found.duplicates += item.request_hash in elsewhere
-                self._take(item)
+                self._want(found.name, item)
         self._looked_at(len(items))
 
     def _looked_at(self, items: int) -> None:
@@ -177,9 +186,35 @@ class Draft:
         if self._on_progress is not None:
             self._on_progress(self._seen)
 
-    def _take(self, item: _Item) -> None:
-        if self._wanted.limit is not None and self.taken >= self._wanted.limit:
+    def _want(self, catalogue: str, item: _Item) -> None:
+        """Take an item into the plan; with a limit, only if it is among the first in the order of work."""
+        wanted, row = self._wanted, item.known
+        if wanted.items and item.item_id not in wanted.items:
             return
+        if wanted.limit is None:
+            self._take(item)
+            return
+        self._seen_to_make += 1
+        again = row is not None and ItemState(row.state) in self._again
+        # New rows get their places when they are entered, after all others and in the order of the file.
+        place = (row is None, self._seen_to_make if row is None else row.position)
+        self._first.append(((again, -item.priority, catalogue, *place), item))
+        if len(self._first) >= 2 * wanted.limit + _ITEMS_A_PAGE:
+            self._keep_first(wanted.limit)
+
+    def _keep_first(self, limit: int) -> None:
+        self._first.sort(key=lambda entry: entry[0])
+        del self._first[limit:]
+
+    def settle(self) -> None:
+        """Nothing more is added: with a limit, its items are known now."""
+        if self._wanted.limit is not None:
+            self._keep_first(self._wanted.limit)
+            for _, item in self._first:
+                self._take(item)
+            self._first.clear()
+
+    def _take(self, item: _Item) -> None:
         request = item.request
         kind = Kind.of(request, self._spec)
         work = self.work[kind]
@@ -202,18 +237,21 @@ class Draft:
             return Standing.NEW
         state = ItemState(row.state)
         if state is ItemState.UNKNOWN:
-            again = self._wanted.resubmit_unknown or (self._resubmits and row.attempts < self._max_attempts)
+            asked = self._wanted.resubmit_unknown and not (row.tried and row.last_cause == Cause.RESUBMIT)
+            again = asked or (self._resubmits and row.attempts < self._max_attempts)
             return Standing.RETRIED if again else Standing.HELD
         # Registered since its edit, it has its new request, and its last attempt is of the old one.
         old = row.last_hash not in {None, item.request_hash} and state not in {ItemState.DONE, ItemState.FAILED}
         if old or row.request_hash != item.request_hash:
             return Standing.EDITED
-        if state in self._again or (row.attempts and state not in _STANDING_OF):
+        if (state in self._again and not row.tried) or (row.attempts and state not in _STANDING_OF):
             return Standing.RETRIED
         return _STANDING_OF.get(state, Standing.NEW)
 
 
-def _items_of(connection: Connection, prompts: Sequence[CataloguePrompt]) -> list[_Item]:
+def _items_of(
+    connection: Connection, prompts: Sequence[CataloguePrompt], query: sa.Select[*tuple[Any, ...]]
+) -> list[_Item]:
     """All samples of some prompts, each with what is known of it."""
     wanted = [
         (item_id(prompt.catalogue, prompt.prompt_id, sample), prompt)
@@ -222,16 +260,20 @@ def _items_of(connection: Connection, prompts: Sequence[CataloguePrompt]) -> lis
     ]
     known: dict[str, Row[*tuple[Any, ...]]] = {}
     for chunk in _chunks([identity for identity, _ in wanted]):
-        for row in connection.execute(_known().where(_items.c.item_id.in_(chunk))):
+        for row in connection.execute(query.where(_items.c.item_id.in_(chunk))):
             known[row.item_id] = row
-    return [_Item(identity, prompt.request_hash, prompt.request, known.get(identity)) for identity, prompt in wanted]
+    return [
+        _Item(identity, prompt.request_hash, prompt.request, prompt.priority, known.get(identity))
+        for identity, prompt in wanted
+    ]
 
 
-def _pages(connection: Connection, which: sa.ColumnElement[bool]) -> Iterator[list[_Item]]:
+def _pages(
+    connection: Connection, known: sa.Select[*tuple[Any, ...]], which: sa.ColumnElement[bool]
+) -> Iterator[list[_Item]]:
     """Items of one catalogue in the order of work, with their requests, some thousands at a time."""
     query = (
-        _known()
-        .add_columns(_items.c.position, schema.requests.c.body)
+        known.add_columns(schema.requests.c.body)
         .join(schema.requests, schema.requests.c.request_hash == _items.c.request_hash)
         .where(which)
         .order_by(_items.c.position)
@@ -240,18 +282,24 @@ def _pages(connection: Connection, which: sa.ColumnElement[bool]) -> Iterator[li
     after = -1
     while rows := connection.execute(query.where(_items.c.position > after)).all():
         after = rows[-1].position
-        yield [_Item(row.item_id, row.request_hash, Request.from_json(row.body), row) for row in rows]
+        yield [_Item(row.item_id, row.request_hash, Request.from_json(row.body), row.priority, row) for row in rows]
 
 
-def _known() -> sa.Select[*tuple[Any, ...]]:
+def _known(root_run_id: str | None) -> sa.Select[*tuple[Any, ...]]:
+    """What the ledger has of items; `tried`: by the run `root_run_id` or one of its re-executions."""
     last = _attempts.alias("last")
+    mine = sa.exists().where(_attempts.c.item_id == _items.c.item_id, _attempts.c.root_run_id == root_run_id)
     return sa.select(
         _items.c.item_id,
         _items.c.request_hash,
         _items.c.state,
         _items.c.active,
         _items.c.attempts,
+        _items.c.position,
+        _items.c.priority,
         last.c.request_hash.label("last_hash"),
+        last.c.cause.label("last_cause"),
+        (sa.false() if root_run_id is None else mine).label("tried"),
     ).outerjoin_from(_items, last, last.c.attempt_id == _items.c.last_attempt_id)
 
 

@@ -174,6 +174,7 @@ def plan_registered(workspace: Workspace, catalogue: str, wanted: Wanted, *, sha
 
 def _plan(workspace: Workspace, draft: Draft, catalogues: list[CataloguePlan], now: int, *, whole: bool) -> Plan:
     settings, spec, stamp = workspace.settings, workspace.spec, workspace.ledger.stamp
+    draft.settle()
     digest = draft.digest()
     outlook = forecast(
         spec,

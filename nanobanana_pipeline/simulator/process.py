@@ -21,7 +21,8 @@ from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.simulator.billing import Row, read_book
 from nanobanana_pipeline.simulator.options import DEFAULT_KEY, SimulatorOptions
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 120.0
+"""Ten times what a start takes on a machine with ten times the work that it can do."""
 _STOP_TIMEOUT_S = 10.0
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 

@@ -24,7 +24,7 @@ Task = Literal["run", "repair"]
 BORN: Final = "born"
 ENDED: Final = "ended"
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
-_BIRTH_TIMEOUT_S: Final = 120.0
+_BIRTH_TIMEOUT_S: Final = 600.0
 
 
 class Nursery:

@@ -16,6 +16,11 @@ from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 
 
+def generate_images_job() -> dg.JobDefinition:
+    """The job, as another process would load it."""
+    return build_defs().resolve_job_def("generate_images")
+
+
 @dataclass
 class Orchestra:
     """A pipeline, and the Dagster instance that runs it in this process."""
@@ -39,6 +44,18 @@ class Orchestra:
     def generate(self, shard: str = "cat-000000", **options: Any) -> dg.ExecuteInProcessResult:
         """Run a shard, with these options of the launchpad."""
         return self.execute("generate_images", partition_key=shard, run_config=generation_config(**options))
+
+    def re_execute(
+        self, run: dg.ExecuteInProcessResult, shard: str = "cat-000000", **options: Any
+    ) -> dg.JobExecutionResult:
+        """Run a shard's run once more, as its page offers."""
+        return dg.execute_job(
+            dg.reconstructable(generate_images_job),
+            instance=self.instance,
+            run_config=generation_config(**options),
+            tags={"dagster/partition": shard},
+            reexecution_options=dg.ReexecutionOptions(parent_run_id=run.run_id),
+        )
 
     def run_of(self, result: dg.ExecuteInProcessResult) -> dg.DagsterRun:
         """The run as the instance has it."""
@@ -77,3 +94,10 @@ def orchestra(pipeline: Pipeline, instance: dg.DagsterInstance) -> Orchestra:
 def rows(count: int, **columns: Any) -> list[dict[str, Any]]:
     """So many prompts, small ones."""
     return [{"prompt_id": f"p{n}", "prompt": f"fox {n}", "resolution": "0.5K", **columns} for n in range(count)]
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> str:
+    """What a person reads of a failed step."""
+    data = next(event.step_failure_data for event in result.all_events if event.is_step_failure)
+    assert data.user_failure_data is not None, data.error
+    return str(data.user_failure_data.description)

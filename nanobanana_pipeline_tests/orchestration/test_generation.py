@@ -8,16 +8,9 @@ import dagster as dg
 import pytest
 
 from nanobanana_pipeline.generation.tally import Tally
-from nanobanana_pipeline.orchestration.definitions import build_defs
-from nanobanana_pipeline.orchestration.jobs import generation_config
 from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, RUN_SCOPE_TAG, Ended
 from nanobanana_pipeline.orchestration.session import Session
-from nanobanana_pipeline_tests.orchestration.conftest import Orchestra, rows
-
-
-def generate_images_job() -> dg.JobDefinition:
-    """The job, as another process would load it."""
-    return build_defs().resolve_job_def("generate_images")
+from nanobanana_pipeline_tests.orchestration.conftest import Orchestra, failure_of, rows
 
 
 def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
@@ -27,13 +20,6 @@ def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]
         for event in result.get_asset_materialization_events()
         if event.asset_key is not None
     }
-
-
-def failure_of(result: dg.ExecuteInProcessResult) -> str:
-    """What a person reads of a failed step."""
-    data = next(event.step_failure_data for event in result.all_events if event.is_step_failure)
-    assert data.user_failure_data is not None, data.error
-    return str(data.user_failure_data.description)
 
 
 def events_text(instance: dg.DagsterInstance) -> str:
@@ -110,13 +96,7 @@ def test_a_re_execution_repeats_nothing_paid(orchestra: Orchestra) -> None:
     orchestra.generate()
     first = orchestra.generate(regenerate=True)
     assert len(orchestra.pipeline.accepted()) == 4
-    again = dg.execute_job(
-        dg.reconstructable(generate_images_job),
-        instance=orchestra.instance,
-        run_config=generation_config(regenerate=True),
-        tags={"dagster/partition": "cat-000000"},
-        reexecution_options=dg.ReexecutionOptions(parent_run_id=first.run_id),
-    )
+    again = orchestra.re_execute(first, regenerate=True)
     assert again.success
     assert len(orchestra.pipeline.accepted()) == 4
 

@@ -73,10 +73,17 @@ class World:
 
     def run(self, **options: Any) -> list[ShardReport]:
         """Register what changed, then work off every shard."""
-        run_id = f"run-{next(self._runs)}"
         refreshed = refresh(self.workspace)
-        run = RunOptions(run_id=run_id, root_run_id=run_id, run_scope=run_id, allow_duplicates=True, **options)
+        run = self._options(options)
         return [generate_shard(self.workspace, shard, self._open, run) for shard in refreshed.shards]
+
+    def run_shard(self, shard: str, **options: Any) -> ShardReport:
+        """Work one shard off."""
+        return generate_shard(self.workspace, shard, self._open, self._options(options))
+
+    def _options(self, options: dict[str, Any]) -> RunOptions:
+        run_id = f"run-{next(self._runs)}"
+        return RunOptions(run_id=run_id, root_run_id=run_id, run_scope=run_id, allow_duplicates=True, **options)
 
     def billed(self) -> Decimal:
         """What the provider has billed by now, in dollars, by its own book."""

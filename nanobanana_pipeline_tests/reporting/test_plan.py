@@ -9,7 +9,7 @@ import pytest
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.intake import refresh
-from nanobanana_pipeline.ledger.work import Rerun
+from nanobanana_pipeline.ledger.work import Rerun, first_to_begin
 from nanobanana_pipeline.reporting.approval import (
     Ruling,
     Saved,
@@ -116,6 +116,28 @@ def test_a_limit_plans_so_many_items_and_names_other_work(world: Callable[..., W
     assert plan(made.workspace, ["two"]).to_make == 5
     with pytest.raises(UserError, match="there is no catalogue three"):
         plan(made.workspace, ["three"])
+
+
+def test_a_limit_means_the_items_that_a_run_would_begin(world: Callable[..., World], ledger_url: str) -> None:
+    """A pilot's price is that of its own items: the most urgent ones, wherever they stand, entered or not."""
+    made = world(ledger_url=ledger_url, shard_size=2)
+    made.catalogue("one", rows(6, priority=[0, 0, 0, 5, 0, 7], resolution=["0.5K"] * 3 + ["2K", "0.5K", "4K"]))
+    made.catalogue("Two", rows(2, priority=[0, 6], resolution=["0.5K", "1K"]))
+
+    from_files = plan(made.workspace, wanted=Wanted(limit=4))
+    refresh(made.workspace)
+    from_ledger = plan(made.workspace, wanted=Wanted(limit=4))
+
+    assert from_files.by_resolution == {"4K": 1, "1K": 1, "2K": 1, "0.5K": 1}
+    assert from_ledger.hash == from_files.hash
+    with made.workspace.ledger.database.read() as connection:
+        firsts = first_to_begin(connection, 4, rerun=None, unknown_too=False)
+    # The fourth is the first of "Two", which comes before "one".
+    assert firsts == {"one-000001": 1, "one-000002": 1, "Two-000000": 2}
+    for shard, limit in firsts.items():
+        made.run_shard(shard, limit=limit)
+    sent = [row["resolution"] for row in made.workspace.tables.read("attempts").to_pylist()]
+    assert sorted(sent) == ["0.5K", "1K", "2K", "4K"]
 
 
 def test_a_first_forecast_holds_the_list_price(world: Callable[..., World]) -> None:

@@ -107,6 +107,11 @@ class _Run:
             )
         return chosen[0]
 
+    @property
+    def _root(self) -> str:
+        run = self.context.run
+        return run.root_run_id or run.run_id
+
     def rule(self, workspace: Workspace) -> Ruling:
         """Whether new images may be paid for; asked before anything is sent."""
         if self.session.ruling is not None:
@@ -114,12 +119,14 @@ class _Run:
         config = self.config
         # So many in each of a backfill's shards is no pilot.
         limit = None if BACKFILL_TAG in self.context.run.tags else config.limit
-        wanted = Wanted(limit, config.rerun, config.resubmit_unknown)
+        again = config.rerun is not None or config.resubmit_unknown
+        root, items = self._root if again else None, frozenset(config.chosen_items)
+        wanted = Wanted(limit, config.rerun, config.resubmit_unknown, root, items)
         return rule_of_shard(workspace, self.shard, wanted, capped=config.max_cost_usd is not None)
 
     def options(self, access: Access, ruling: Ruling) -> RunOptions:
         run = self.context.run
-        root = run.root_run_id or run.run_id
+        root = self._root
         scope = self.session.run_scope or run.tags.get(RUN_SCOPE_TAG) or run.tags.get(BACKFILL_TAG) or root
         options = RunOptions(
             run_id=run.run_id,
