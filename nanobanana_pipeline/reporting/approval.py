@@ -187,9 +187,12 @@ def _what_is_left(
     if not any(_waiting(workspace, shard) for shard in work if shard.catalogue == catalogue):
         return None
     plan = _latest(plans, catalogue, entered)
-    if plan is None:
-        return save(workspace, plan_registered(workspace, catalogue, Wanted()))
-    return plan.rest(sum(_waiting(workspace, shard) for shard in work if shard.catalogue in plan.catalogues))
+    if plan is not None:
+        rest = plan.rest(sum(_waiting(workspace, shard) for shard in work if shard.catalogue in plan.catalogues))
+        if _spent_since(workspace, plan) + rest.cost_micros[1] <= plan.cost_micros[2]:
+            return rest
+    # None yet, or no approval of it could cover what is left: a person would be asked for the same word for ever.
+    return save(workspace, plan_registered(workspace, catalogue, Wanted()))
 
 
 def _latest(plans: Sequence[Saved], catalogue: str, entered: Mapping[str, int]) -> Saved | None:

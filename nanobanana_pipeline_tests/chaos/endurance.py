@@ -48,6 +48,7 @@ _PUSH_BACK_RATE: Final = 0.0005
 _SHARD_SIZE: Final = 1000
 _PEACE_RUNS: Final = 3
 _PEACE_TIMEOUT_S: Final = 3600
+_STOP_TIMEOUT_S: Final = 600
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -129,7 +130,7 @@ def _endure(settings: Settings, simulator: SimulatorProcess, seconds: float) -> 
             time.sleep(_SAMPLE_EVERY_S)
         if running:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(_STOP_TIMEOUT_S)
         elif process.returncode:
             raise SystemExit(f"the worker ended with {process.returncode}")
     return samples, not running

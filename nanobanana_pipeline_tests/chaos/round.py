@@ -47,10 +47,10 @@ _MOST_EVENTS: Final = {"engine": 60, "dagster": 90}
 _BYTES_AN_EVENT: Final = 500
 _A_MOMENT_S: Final = 0.5
 _LONGEST_START_S: Final = {"engine": 1.0, "dagster": 4.0}
-_LONGEST_LIFE_S: Final = 30.0
+_LONGEST_LIFE_S: Final = 300.0
 _AIMED: Final = 0.6
 """Share of the kills that wait for a phase to begin and strike a moment later; the others strike whatever goes on."""
-_LONGEST_AIM_S: Final = 3.0
+_LONGEST_AIM_S: Final = 15.0
 _AIMS: Final = (SUBMIT, POLL, DOWNLOAD, STORE, LEDGER, TABLES)
 _EARLY_AIMS: Final = (MEND, CATALOGUE)
 _EARLY: Final = 0.15

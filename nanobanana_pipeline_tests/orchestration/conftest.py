@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.reconstruct import ReconstructableJob
 
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.instance import prepare_home
@@ -49,6 +50,9 @@ class Orchestra:
         self, run: dg.ExecuteInProcessResult, shard: str = "cat-000000", **options: Any
     ) -> dg.JobExecutionResult:
         """Run a shard's run once more, as its page offers."""
+        # Dagster keeps the last job that it loaded like this: another test's, with its settings.
+        ReconstructableJob.get_definition.cache_clear()
+        ReconstructableJob.get_repository_definition.cache_clear()
         return dg.execute_job(
             dg.reconstructable(generate_images_job),
             instance=self.instance,
