@@ -70,6 +70,7 @@ def entry_group() -> click.Group:
         (["approve", "3f2a"], "nothing was done"),
         (["reconcile", "may.csv"], "nothing was done"),
         (["export"], "nothing was done"),
+        (["worker"], "NANOBANANA_API_KEY"),
     ],
 )
 def test_what_can_not_be_done_is_said_and_exit_1(here: Place, arguments: list[str], said: str) -> None:
@@ -78,6 +79,13 @@ def test_what_can_not_be_done_is_said_and_exit_1(here: Place, arguments: list[st
     assert ended.code == 1
     assert ended.out == ""
     assert said in ended.err.splitlines()[-1]
+
+
+def test_a_worker_needs_a_dagster_that_has_workers(here: Place) -> None:
+    """Started beside a Dagster of one machine, it would wait for runs that never come to it."""
+    ended = here.run("worker", NANOBANANA_BASE_URL="http://127.0.0.1:9")
+    assert ended.code == 1
+    assert "deploy/celery/dagster.yaml" in ended.only_line
 
 
 def test_a_wrong_setting_is_named_without_the_key(here: Place) -> None:

@@ -87,7 +87,7 @@ def worker(processes: int | None, queues: tuple[str, ...], name: str | None) -> 
         raise UserError("a worker needs the settings of its Dagster: set NANOBANANA_API_KEY, or NANOBANANA_BASE_URL")
     home = environment.set_dagster_home(settings)
     with opening(home), DagsterInstance.get() as instance:
-        number = serve(instance, processes=processes or len(os.sched_getaffinity(0)), queues=queues, name=name)
+        number = serve(instance, processes=processes or _cores(), queues=queues, name=name)
     return STOPPED + number if number else 0
 
 
@@ -105,6 +105,11 @@ def simulator(arguments: tuple[str, ...]) -> int:
     except SystemExit as ending:
         # The parser ends with 2 for wrong options, which has no meaning among this command's codes.
         return 1 if ending.code else 0
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 COMMANDS: tuple[click.Command, ...] = (dev, worker, simulator)

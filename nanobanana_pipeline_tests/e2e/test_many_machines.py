@@ -1,5 +1,6 @@
 """Three workers, a broker, PostgreSQL and a bucket: what one machine promises, with parts of it killed on the way."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -89,6 +90,9 @@ def test_a_stop_in_the_pages_ends_a_run_on_its_worker(machines: ManyMachines, wo
     assert submitted(machines, "owls") == 4
 
 
+@pytest.mark.skipif(
+    "NANOBANANA_TEST_SHOW" not in os.environ, reason="takes many minutes of many processes: NANOBANANA_TEST_SHOW=1"
+)
 def test_whatever_dies_on_the_way_every_image_is_made_and_paid_for_once(
     machines: ManyMachines, worker: Callable[..., Program]
 ) -> None:
