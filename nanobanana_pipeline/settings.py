@@ -2,8 +2,12 @@
 
 Nothing else in the project reads the environment. Defaults that belong to a model (its base URL, its limits) live in
 the model spec, not here.
+
+A pipeline beside the first has a name, and its own variables: of `autumn`, `NANOBANANA_AUTUMN_BUDGET_USD` wins over
+`NANOBANANA_BUDGET_USD`. What it works in is never shared: its output is a folder of its own, and so is its ledger.
 """
 
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from nanobanana_pipeline.errors import UserError
 
 DEMO_OUTPUT = "data/demo"
+PREFIX = "NANOBANANA_"
 SIMULATOR_KEY = "simulated-key"
 
 Usd = Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=6)]
@@ -44,14 +49,20 @@ SmtpUrlSecret = Annotated[SecretStr, _with_scheme("smtps", "smtp")]
 class Settings(BaseSettings):
     """The configuration of one pipeline, from the environment unless given by name."""
 
-    model_config = SettingsConfigDict(env_prefix="NANOBANANA_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
 
+    pipeline: str | None = Field(
+        None,
+        pattern="^[a-z][a-z0-9_]*$",
+        max_length=40,
+        description="Which of several pipelines is meant; each has variables of its own, NANOBANANA_<NAME>_….",
+    )
     api_key: SecretStr | None = Field(None, description="The provider's API key (Bearer token). Needed for real work.")
     base_url: str | None = Field(None, pattern="^https?://", description="The API's origin; default: the provider's.")
     account: str | None = Field(
         None, description="Name of the provider's account whose limits are shared; default: one for each key."
     )
-    model: str = Field("nano_banana_2", description="The model spec to use.")
+    model: str = Field("nano_banana_2", description="The model spec to use: a name, or a file of your own (.toml).")
     catalogue: str = Field("data/catalogue", description="Folder or URI whose children are catalogues.")
     output: str = Field("data/output", description="Folder, or URI of an object store, for images, tables and pages.")
     ledger_url: str | None = Field(None, description="SQLAlchemy URL of the ledger; default: SQLite in the output.")
@@ -103,7 +114,9 @@ class Settings(BaseSettings):
     @property
     def workspace(self) -> str:
         """The output in use: simulated work never mixes with real work, so it has a folder of its own."""
-        return DEMO_OUTPUT if self.simulated else self.output
+        if not self.simulated:
+            return self.output
+        return DEMO_OUTPUT if self.pipeline is None else _folder_in(DEMO_OUTPUT, self.pipeline)
 
     @property
     def ledger(self) -> str:
@@ -113,16 +126,44 @@ class Settings(BaseSettings):
         if "://" in self.workspace:
             raise UserError(
                 f"NANOBANANA_OUTPUT={self.workspace} is remote, and a SQLite ledger can't live there: "
-                "set NANOBANANA_LEDGER_URL to a PostgreSQL URL"
+                f"set {_prefix_of(self.pipeline) if self.pipeline else PREFIX}LEDGER_URL to a PostgreSQL URL"
             )
         return f"sqlite:///{Path(self.workspace).absolute() / 'ledger.sqlite'}"
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from the environment, with `overrides` on top. Raises `UserError` naming each wrong variable."""
+    """Settings from the environment, with `overrides` on top. Raises `UserError` naming each wrong variable.
+
+    With `pipeline` among them, or in NANOBANANA_PIPELINE, those of that pipeline.
+    """
+    settings = _read(PREFIX, overrides)
+    name = settings.pipeline
+    if name is None or overrides.keys() >= Settings.model_fields.keys():
+        return settings
+    own = _read(_prefix_of(name), {})
+    given = {field: getattr(own, field) for field in own.model_fields_set} | {"pipeline": name} | overrides
+    # Two pipelines in one output, or on one ledger, would work on each other's items.
+    return _read(PREFIX, {"output": _folder_in(settings.output, name), "ledger_url": None} | given)
+
+
+def variable_of(pipeline: str | None, field: str) -> str:
+    """The environment variable that a setting of a pipeline comes from."""
+    own = f"{_prefix_of(pipeline)}{field.upper()}" if pipeline else ""
+    return own if os.environ.get(own) else f"{PREFIX}{field.upper()}"  # noqa: TID251 - this is settings.py
+
+
+def _read(prefix: str, given: dict[str, Any]) -> Settings:
     try:
-        return Settings(**overrides)
+        return Settings(_env_prefix=prefix, **given)  # pyright: ignore[reportCallIssue] (the settings library's own)
     except ValidationError as error:
         # The rejected input is left out on purpose: for the key it would be the secret itself.
-        wrong = "; ".join(f"NANOBANANA_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors() if e["loc"])
+        wrong = "; ".join(f"{prefix}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors() if e["loc"])
         raise UserError(f"wrong settings: {wrong}; correct the environment and try again") from None
+
+
+def _prefix_of(pipeline: str) -> str:
+    return f"{PREFIX}{pipeline.upper()}_"
+
+
+def _folder_in(output: str, pipeline: str) -> str:
+    return f"{output.rstrip('/')}/pipelines/{pipeline}"

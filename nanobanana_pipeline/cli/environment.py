@@ -21,10 +21,15 @@ def local_output(settings: "Settings") -> Path:
 
 
 def set_dagster_home(settings: "Settings") -> Path:
-    """DAGSTER_HOME as it is set, else a folder in the local output; absolute, as Dagster wants it, and prepared."""
-    from nanobanana_pipeline.orchestration.instance import prepare_home
+    """DAGSTER_HOME as it is set, else a folder in the local output; absolute, as Dagster wants it, and prepared.
 
-    home = prepare_home(os.environ.get("DAGSTER_HOME") or local_output(settings) / ".dagster")
+    A pipeline beside the first is seen in the first one's Dagster.
+    """
+    from nanobanana_pipeline.orchestration.instance import prepare_home
+    from nanobanana_pipeline.settings import load_settings
+
+    first = settings if settings.pipeline is None else load_settings(pipeline=None)
+    home = prepare_home(os.environ.get("DAGSTER_HOME") or local_output(first) / ".dagster")
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
     return home

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import ExitStack
+from pathlib import Path
 
 import click
 
@@ -14,7 +15,12 @@ from nanobanana_pipeline.cli.console import note
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Whoever gets there may spend."
 )
-def dev(port: int, host: str) -> None:
+@click.option(
+    "--workspace",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Dagster's file of code locations, when there are more than this pipeline.",
+)
+def dev(port: int, host: str, workspace: Path | None) -> None:
     """Start Dagster's user interface and daemon, and stay until Ctrl-C.
 
     With no API key everything happens on a simulated provider, in data/demo. At the end the runs are stopped
@@ -39,7 +45,7 @@ def dev(port: int, host: str) -> None:
             stack.enter_context(shared_simulator(SIMULATOR_FOLDER))
             note("no NANOBANANA_API_KEY: a simulated provider stands in, and no money is spent")
         note("starting Dagster …")
-        services = stack.enter_context(DagsterDev(home, host=host, port=port, log=log))
+        services = stack.enter_context(DagsterDev(home, host=host, port=port, log=log, workspace=workspace))
         stack.callback(note, "stopping the runs, then Dagster …")
         note(f"open {services.url} (everything is kept in {environment.local_output(settings)}); Ctrl-C ends it")
         services.wait()

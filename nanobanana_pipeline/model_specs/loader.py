@@ -29,13 +29,20 @@ def known_models() -> tuple[str, ...]:
 def load_spec(name: str = "nano_banana_2", prices: Path | str | None = None) -> ModelSpec:
     """The spec of a model, with the price lists of `prices` (a TOML file) in place of its own when given.
 
-    Raises `UserError` for an unknown model, and for a price file that is missing, torn or wrong.
+    `name` is one of ours, or a file: a spec of your own. Raises `UserError` for an unknown model, and for a file that
+    is missing, torn or wrong.
     """
-    if name not in known_models():
-        raise UserError(f"unknown model {name!r}: set NANOBANANA_MODEL to one of {', '.join(known_models())}")
-    raw = _raw_spec(name)
+    if name.endswith(".toml"):
+        raw, spec = _own_spec(Path(name))
+    elif name in known_models():
+        raw, spec = _raw_spec(name), _spec(name)
+    else:
+        raise UserError(
+            f"unknown model {name!r}: set NANOBANANA_MODEL to one of {', '.join(known_models())}, or to a spec of your "
+            "own, a file whose name ends with .toml"
+        )
     if prices is None:
-        return _spec(name)
+        return spec
     own = _read_prices(Path(prices))
     try:
         return ModelSpec.model_validate({**raw, **own})
@@ -53,21 +60,33 @@ def _spec(name: str) -> ModelSpec:
     return ModelSpec.model_validate(_raw_spec(name))
 
 
+def _own_spec(path: Path) -> tuple[dict[str, Any], ModelSpec]:
+    raw = _read(path, "model spec", "NANOBANANA_MODEL")
+    try:
+        return raw, ModelSpec.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"wrong model spec {path}: {_first_mistake(error)}; correct it and try again") from None
+
+
 def _parse(text: str) -> dict[str, Any]:
     # Decimal, so that 0.0672 dollars stays exactly that.
     return tomllib.loads(text, parse_float=Decimal)
 
 
 def _read_prices(path: Path) -> dict[str, Any]:
-    try:
-        own = _parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"can't read the price file {path}: {error.strerror}; correct NANOBANANA_PRICES") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"the price file {path} is not TOML: {error}; correct it and try again") from None
+    own = _read(path, "price file", "NANOBANANA_PRICES")
     if set(own) != {"prices"}:
         raise UserError(f"the price file {path} must hold [[prices]] lists and nothing else; it has {sorted(own)}")
     return own
+
+
+def _read(path: Path, what: str, variable: str) -> dict[str, Any]:
+    try:
+        return _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't read the {what} {path}: {error.strerror}; correct {variable}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"the {what} {path} is not TOML: {error}; correct it and try again") from None
 
 
 def _first_mistake(error: ValidationError) -> str:

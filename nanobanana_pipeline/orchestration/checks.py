@@ -20,7 +20,7 @@ from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.shard_facts import items_in
 from nanobanana_pipeline.orchestration import previews
 from nanobanana_pipeline.orchestration.metadata import counts_table, markdown_table
-from nanobanana_pipeline.orchestration.partitions import SHARDS
+from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.reporting.reconcile import Status
 from nanobanana_pipeline.storage.images import ImageStore
 from nanobanana_pipeline.storage.tables import Tables
@@ -29,54 +29,71 @@ MAX_ERROR_RATE: Final = 0.1
 HASHED_FILES: Final = 200
 """Files of a shard whose content is hashed: reading all of a large shard would take longer than writing its tables."""
 
-# Without partitions of their own, the verdict on one shard would hide that on another.
-with previews.accepted():
-    EVERY_ITEM_HAS_A_ROW: Final = dg.AssetCheckSpec(
-        "every_item_has_a_row",
-        asset="results",
-        blocking=True,
-        partitions_def=SHARDS,
-        description="Each item of the shard in the ledger has exactly one row in `results`: every prompt is "
-        "accounted for.",
-    )
-    COSTS_AGREE: Final = dg.AssetCheckSpec(
-        "costs_agree",
-        asset="attempts",
-        blocking=True,
-        partitions_def=SHARDS,
-        description="The shard's money and tokens are the same, to the micro-dollar, in `results` and in `attempts`.",
-    )
-    FILES_EXIST: Final = dg.AssetCheckSpec(
-        "files_exist",
-        asset="images",
-        partitions_def=SHARDS,
-        description="Every image file of the shard is on disk with its size, and holds the bytes of its SHA-256. The "
-        f"content of up to {HASHED_FILES} files is hashed, taken evenly from the shard: of all, in smaller ones.",
-    )
-    FEW_ERRORS: Final = dg.AssetCheckSpec(
-        "few_errors",
-        asset="results",
-        partitions_def=SHARDS,
-        description=f"At most {MAX_ERROR_RATE:.0%} of the shard's items have failed. What failed, and why, is listed "
-        "by kind.",
-    )
-    NO_UNKNOWN_OUTCOMES: Final = dg.AssetCheckSpec(
-        "no_unknown_outcomes",
-        asset="results",
-        partitions_def=SHARDS,
-        description="No item was sent without an answer. Such an item may have been billed, so it is never sent "
-        "again by itself: a person decides, with `nanobanana unknown` or the run's `resubmit_unknown`.",
-    )
 
-NO_REJECTED_PROMPTS: Final = dg.AssetCheckSpec(
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What is looked at on an asset, before it has its place in a pipeline."""
+
+    name: str
+    asset: str
+    description: str
+    blocking: bool = False
+    of_shards: bool = True
+
+    def spec(self, names: Names) -> dg.AssetCheckSpec:
+        """The check of one pipeline."""
+        # Without partitions of their own, the verdict on one shard would hide that on another.
+        with previews.accepted():
+            return dg.AssetCheckSpec(
+                self.name,
+                asset=names.key(self.asset),
+                blocking=self.blocking,
+                partitions_def=names.partitions if self.of_shards else None,
+                description=self.description,
+            )
+
+
+EVERY_ITEM_HAS_A_ROW: Final = Check(
+    "every_item_has_a_row",
+    asset="results",
+    blocking=True,
+    description="Each item of the shard in the ledger has exactly one row in `results`: every prompt is accounted for.",
+)
+COSTS_AGREE: Final = Check(
+    "costs_agree",
+    asset="attempts",
+    blocking=True,
+    description="The shard's money and tokens are the same, to the micro-dollar, in `results` and in `attempts`.",
+)
+FILES_EXIST: Final = Check(
+    "files_exist",
+    asset="images",
+    description="Every image file of the shard is on disk with its size, and holds the bytes of its SHA-256. The "
+    f"content of up to {HASHED_FILES} files is hashed, taken evenly from the shard: of all, in smaller ones.",
+)
+FEW_ERRORS: Final = Check(
+    "few_errors",
+    asset="results",
+    description=f"At most {MAX_ERROR_RATE:.0%} of the shard's items have failed. What failed, and why, is listed by "
+    "kind.",
+)
+NO_UNKNOWN_OUTCOMES: Final = Check(
+    "no_unknown_outcomes",
+    asset="results",
+    description="No item was sent without an answer. Such an item may have been billed, so it is never sent again by "
+    "itself: a person decides, with `nanobanana unknown` or the run's `resubmit_unknown`.",
+)
+NO_REJECTED_PROMPTS: Final = Check(
     "no_rejected_prompts",
     asset="rejected_prompts",
+    of_shards=False,
     description="Every row of the catalogues can be generated. Rejected rows are listed with what is wrong with them.",
 )
 
-INVOICES_AGREE: Final = dg.AssetCheckSpec(
+INVOICES_AGREE: Final = Check(
     "invoices_agree",
     asset="reconciliation",
+    of_shards=False,
     description="Every line of every invoice that was held against the books has its attempt and the same amount, and "
     "no paid attempt of its period is missing on it. What drifts is listed, the largest differences first: take it up "
     "with the provider, or give the invoice the last word with `nanobanana reconcile INVOICE.csv --correct`.",
@@ -118,7 +135,7 @@ class ShardTables:
 
 
 def check_shard(workspace: Workspace, shard: str, written: ShardTables) -> list[dg.AssetCheckResult]:
-    """All the verdicts on a shard."""
+    """All the verdicts on a shard, one for each of `SHARD_CHECKS`."""
     with workspace.ledger.database.read() as connection:
         items = items_in(connection, shard)
     return [
@@ -185,12 +202,18 @@ def _differing(results: Sequence[Row], attempts: Sequence[Row]) -> list[tuple[An
     ]
 
 
-def refuse_wrong_tables(instance: dg.DagsterInstance) -> None:
+def verdicts_on(asset: str, names: Names, verdicts: Iterable[dg.AssetCheckResult]) -> list[dg.AssetCheckResult]:
+    """Those that are about this asset, as the pipeline calls it."""
+    about = {check.name for check in SHARD_CHECKS if check.asset == asset}
+    return [verdict._replace(asset_key=names.key(asset)) for verdict in verdicts if verdict.check_name in about]
+
+
+def refuse_wrong_tables(instance: dg.DagsterInstance, names: Names) -> None:
     """Raise `UserError` while the latest verdict of a blocking check on some shard is that its tables are wrong.
 
     A failed blocking check only ends its own run; whatever reads the tables in another run has to ask for itself.
     """
-    keys = [spec.key for spec in SHARD_CHECKS if spec.blocking]
+    keys = [check.spec(names).key for check in SHARD_CHECKS if check.blocking]
     failed = {
         (info.partition_key or "", info.check_key.name)
         for info in instance.event_log_storage.get_asset_check_partition_info(keys)
@@ -198,10 +221,10 @@ def refuse_wrong_tables(instance: dg.DagsterInstance) -> None:
     }
     if failed:
         shards = sorted({shard for shard, _ in failed})
-        names = ", ".join(sorted({name for _, name in failed}))
+        wrong = ", ".join(sorted({name for _, name in failed}))
         more = " …" if len(shards) > _NAMED else ""
         raise UserError(
-            f"the tables don't agree with the ledger for {', '.join(shards[:_NAMED])}{more} (failed: {names}): "
+            f"the tables don't agree with the ledger for {', '.join(shards[:_NAMED])}{more} (failed: {wrong}): "
             "materialise those shards again, which pays for nothing that is there, and then this"
         )
 
@@ -298,15 +321,13 @@ def invoices_agree(tables: Tables) -> dg.AssetCheckResult:
 
 
 def _verdict(
-    spec: dg.AssetCheckSpec,
+    check: Check,
     *,
     passed: bool,
     metadata: dict[str, Any],
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
 ) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        passed=passed, asset_key=spec.asset_key, check_name=spec.name, severity=severity, metadata=metadata
-    )
+    return dg.AssetCheckResult(passed=passed, check_name=check.name, severity=severity, metadata=metadata)
 
 
 def _active(results: Iterable[Row], status: str) -> list[Row]:

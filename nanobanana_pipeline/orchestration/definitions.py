@@ -9,48 +9,49 @@ from typing import Any
 
 import dagster as dg
 
-from nanobanana_pipeline.orchestration.assets import catalogue, reporting
+from nanobanana_pipeline.orchestration.assets.catalogue import build_catalogue
 from nanobanana_pipeline.orchestration.assets.generation import build_generation
-from nanobanana_pipeline.orchestration.jobs import JOBS
+from nanobanana_pipeline.orchestration.assets.reporting import build_reports
+from nanobanana_pipeline.orchestration.jobs import build_jobs
 from nanobanana_pipeline.orchestration.maintenance import maintain_tables
+from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
-from nanobanana_pipeline.orchestration.schedules import SCHEDULES
-from nanobanana_pipeline.orchestration.sensors import SENSORS
+from nanobanana_pipeline.orchestration.schedules import build_schedules
+from nanobanana_pipeline.orchestration.sensors import build_sensors
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.settings import Settings, load_settings
 
 
 def build_defs(
     *,
+    name: str | None = None,
     settings: Settings | None = None,
     session: Session | None = None,
     resources: Mapping[str, Any] | None = None,
     executor: dg.ExecutorDefinition | None = None,
+    sensor_interval_s: int | None = None,
     **overrides: Any,
 ) -> dg.Definitions:
-    """The pipeline's definitions.
+    """A pipeline's definitions.
 
-    `settings` default to the environment; a key in them must also be in NANOBANANA_API_KEY, as only that name is passed
-    on. `session` is shared by all runs of this process. `resources` are added, or take the place of `nano_banana`.
-    Further arguments go to `Definitions` in place of ours. Raises `UserError` when a setting is wrong.
+    `name` is for a pipeline beside the first, in a code location of its own: `autumn` reads NANOBANANA_AUTUMN_…, and
+    what NANOBANANA_… says for all. `settings` take the environment's place; a key in them must also be in its variable,
+    as only that name is passed on. `session` is shared by all runs of this process. `resources` are added, or take the
+    place of `nano_banana`. `sensor_interval_s` has all sensors look that often. Further arguments go to `Definitions`
+    in place of ours. Raises `UserError` when a setting is wrong.
     """
-    known = {"nano_banana": NanoBananaResource.from_settings(settings or load_settings()), **(resources or {})}
+    chosen = settings or (load_settings() if name is None else load_settings(pipeline=name))
+    names = Names(chosen.pipeline)
+    known = {"nano_banana": NanoBananaResource.from_settings(chosen), **(resources or {})}
     for resource in known.values():
         if isinstance(resource, NanoBananaResource):
             resource.refuse_secrets_by_value()
+    jobs = build_jobs(names)
     parts: dict[str, Any] = {
-        "assets": [
-            catalogue.prompt_catalogue,
-            catalogue.prompts,
-            build_generation(session),
-            reporting.cost_daily,
-            reporting.reconciliation,
-            reporting.cost_report,
-            reporting.gallery,
-        ],
-        "jobs": (*JOBS, maintain_tables),
-        "sensors": SENSORS,
-        "schedules": SCHEDULES,
+        "assets": [*build_catalogue(names), build_generation(names, session), *build_reports(names)],
+        "jobs": (jobs.refresh_catalogue, jobs.generate_images, jobs.report_costs, maintain_tables),
+        "sensors": build_sensors(names, jobs, sensor_interval_s),
+        "schedules": build_schedules(names, jobs),
         "resources": known,
         # In one process: another for each step costs seconds. A job's own executor would not reach the runs that
         # the Materialize button and backfills start, so it is set for all of them here.

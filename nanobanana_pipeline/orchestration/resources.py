@@ -23,7 +23,7 @@ from nanobanana_pipeline.generation.client import HttpProvider
 from nanobanana_pipeline.generation.shard_run import OpenProvider
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
-from nanobanana_pipeline.settings import DEMO_OUTPUT, Settings, load_settings
+from nanobanana_pipeline.settings import DEMO_OUTPUT, Settings, load_settings, variable_of
 from nanobanana_pipeline.simulator.shared import shared_simulator
 
 SIMULATOR_FOLDER: Final = f"{DEMO_OUTPUT}/simulator"
@@ -65,6 +65,7 @@ class Access:
 class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMissingTypeArgument]
     """Catalogues, output, budget and provider. Defaults come from the NANOBANANA_* environment variables."""
 
+    pipeline: str | None = _knob("pipeline")
     api_key: str | None = _knob("api_key")
     base_url: str | None = _knob("base_url")
     account: str | None = _knob("account")
@@ -104,7 +105,7 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
             elif isinstance(value, tuple):
                 values[name] = list(value)
             elif name in _SECRETS and value is not None:
-                values[name] = dg.EnvVar(f"NANOBANANA_{name.upper()}")
+                values[name] = dg.EnvVar(variable_of(settings.pipeline, name))
         return cls(**values)
 
     def refuse_secrets_by_value(self) -> None:

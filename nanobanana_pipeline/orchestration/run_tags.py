@@ -1,4 +1,4 @@
-"""What is noted on a run of generation, for those who look for it later: which runs those are, and how each ended."""
+"""What is noted on a run of generation, for those who look for it later: who started it, and how it ended."""
 
 from enum import StrEnum
 from typing import Final
@@ -6,11 +6,7 @@ from typing import Final
 RUN_SCOPE_TAG: Final = "nanobanana/run_scope"
 """May be set on runs that share one cap: whatever they spend counts together against `max_cost_usd`."""
 
-GENERATION_TAGS: Final = {"nanobanana/work": "generation"}
-"""Finds the runs of generation, whichever job or click they came from."""
-
 ENDED_TAG: Final = "nanobanana/ended"
-
 
 STARTED_BY_TAG: Final = "nanobanana/started_by"
 """Which sensor or schedule asked for a run."""

@@ -19,10 +19,10 @@ from nanobanana_pipeline.catalogue.reading import find_catalogues
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.orchestration.fingerprint import catalogue_fingerprint
 from nanobanana_pipeline.orchestration.instance import end_dead_runs, hand_out_again
-from nanobanana_pipeline.orchestration.jobs import generate_images, refresh_catalogue, report_costs
-from nanobanana_pipeline.orchestration.partitions import SHARDS, SHARDS_NAME
+from nanobanana_pipeline.orchestration.jobs import Jobs
+from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
-from nanobanana_pipeline.orchestration.run_tags import GENERATION_TAGS, STARTED_BY_TAG
+from nanobanana_pipeline.orchestration.run_tags import STARTED_BY_TAG
 from nanobanana_pipeline.orchestration.shard_choice import Waiting, brake_s, choose
 from nanobanana_pipeline.orchestration.shard_facts import UNFINISHED, gather, latest_runs, past_runs
 from nanobanana_pipeline.reporting.alert_sinks import sinks_of
@@ -38,6 +38,16 @@ _QUEUED_FOR_EACH: Final = 2
 
 _REPORT_PAUSE_S: Final = 300.0
 _ENDED: Final = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+
+
+def build_sensors(names: Names, jobs: Jobs, every_s: int | None = None) -> tuple[dg.SensorDefinition, ...]:
+    """The sensors of one pipeline; `every_s` has them look that often, all alike."""
+    return (
+        _catalogue_sensor(names, jobs, every_s or CATALOGUE_EVERY_S),
+        _generation_sensor(names, jobs, every_s or GENERATION_EVERY_S),
+        _report_sensor(names, jobs, every_s or REPORT_EVERY_S),
+        _alert_sensor(every_s or ALERTS_EVERY_S),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +71,33 @@ class CatalogueCursor:
         return type(self)(fingerprint, fingerprint if settled else self.started), settled
 
 
-@dg.sensor(
-    job=refresh_catalogue,
-    minimum_interval_seconds=CATALOGUE_EVERY_S,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Watches the catalogue folder, and reads the catalogues again when a file is new, changed or removed "
-    "and has come to rest. Free: it makes no images.",
-)
-def catalogue_sensor(
-    context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource
-) -> dg.SensorResult | dg.SkipReason:
-    """Start `refresh_catalogue` when the files have changed."""
-    try:
-        sources = find_catalogues(nano_banana.settings().catalogue)
-    except UserError as error:
-        return dg.SkipReason(str(error))
-    cursor = CatalogueCursor.read(context.cursor)
-    after, start = cursor.look(catalogue_fingerprint(sources))
-    requests = (
-        [dg.RunRequest(tags={STARTED_BY_TAG: "catalogue_sensor"})] if start and (sources or cursor.started) else []
+def _catalogue_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefinition:
+    @dg.sensor(
+        job=jobs.refresh_catalogue,
+        minimum_interval_seconds=every_s,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Watches the catalogue folder, and reads the catalogues again when a file is new, changed or "
+        "removed and has come to rest. Free: it makes no images.",
     )
-    reason = None if requests else _why_nothing(cursor, after, len(sources))
-    return dg.SensorResult(run_requests=requests, skip_reason=reason, cursor=json.dumps(asdict(after)))
+    def catalogue_sensor(
+        context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource
+    ) -> dg.SensorResult | dg.SkipReason:
+        """Start `refresh_catalogue` when the files have changed."""
+        try:
+            sources = find_catalogues(nano_banana.settings().catalogue)
+        except UserError as error:
+            return dg.SkipReason(str(error))
+        cursor = CatalogueCursor.read(context.cursor)
+        after, start = cursor.look(catalogue_fingerprint(sources))
+        requests = (
+            [dg.RunRequest(tags={STARTED_BY_TAG: names.tag("catalogue_sensor")})]
+            if start and (sources or cursor.started)
+            else []
+        )
+        reason = None if requests else _why_nothing(cursor, after, len(sources))
+        return dg.SensorResult(run_requests=requests, skip_reason=reason, cursor=json.dumps(asdict(after)))
+
+    return catalogue_sensor
 
 
 def _why_nothing(before: CatalogueCursor, after: CatalogueCursor, catalogues: int) -> str:
@@ -91,23 +106,26 @@ def _why_nothing(before: CatalogueCursor, after: CatalogueCursor, catalogues: in
     return f"nothing has changed in any of {catalogues}" if catalogues else "the folder holds no catalogue"
 
 
-@dg.sensor(
-    job=generate_images,
-    minimum_interval_seconds=GENERATION_EVERY_S,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Keeps generation going without anyone clicking: starts every shard that has images missing and room "
-    "under the budget, and resumes runs that were killed. One run a shard at a time. **Spends money** with a key, up "
-    "to the budget, so it is off until you turn it on. A shard that you stop stays stopped.",
-)
-def generation_sensor(
-    context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource
-) -> dg.SensorResult | dg.SkipReason:
-    """Start `generate_images` for shards with work left."""
-    try:
-        most = most_active(context.instance)
-        return start_shards(context.instance, nano_banana, most=most, started_by="generation_sensor")
-    except UserError as error:
-        return dg.SkipReason(str(error))
+def _generation_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefinition:
+    @dg.sensor(
+        job=jobs.generate_images,
+        minimum_interval_seconds=every_s,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="Keeps generation going without anyone clicking: starts every shard that has images missing and "
+        "room under the budget, and resumes runs that were killed. One run a shard at a time. **Spends money** with a "
+        "key, up to the budget, so it is off until you turn it on. A shard that you stop stays stopped.",
+    )
+    def generation_sensor(
+        context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource
+    ) -> dg.SensorResult | dg.SkipReason:
+        """Start `generate_images` for shards with work left."""
+        try:
+            most = most_active(context.instance)
+            return start_shards(context.instance, names, nano_banana, most=most, started_by="generation_sensor")
+        except UserError as error:
+            return dg.SkipReason(str(error))
+
+    return generation_sensor
 
 
 def most_active(instance: dg.DagsterInstance) -> int:
@@ -117,27 +135,29 @@ def most_active(instance: dg.DagsterInstance) -> int:
 
 
 def start_shards(
-    instance: dg.DagsterInstance, nano_banana: NanoBananaResource, *, most: int, started_by: str
+    instance: dg.DagsterInstance, names: Names, nano_banana: NanoBananaResource, *, most: int, started_by: str
 ) -> dg.SensorResult | dg.SkipReason:
     """Runs for the shards that should be started now, so that at most so many are under way. Raises `UserError`."""
     end_dead_runs(instance)
     with nano_banana.open_workspace() as workspace:
         work = workspace.ledger.shard_work()
-        facts = gather(instance, workspace, work, now=time.time())
-    braking_s = brake_s(latest_runs(instance), facts.now)
+        facts = gather(instance, names, workspace, work, now=time.time())
+    braking_s = brake_s(latest_runs(instance, names), facts.now)
     if braking_s:
         return dg.SkipReason(
             f"the latest runs all failed for you to mend: see the last one; next try in {braking_s:.0f} s"
         )
-    choice = choose(work, facts, partial(past_runs, instance), most=max(0, most - len(facts.active)))
+    choice = choose(work, facts, partial(past_runs, instance, names), most=max(0, most - len(facts.active)))
     if not choice.start:
         plans = sorted(set(facts.unapproved.values())) if Waiting.UNAPPROVED in choice.waiting else []
         return dg.SkipReason("; ".join([str(choice), *(f"`nanobanana approve {plan}`" for plan in plans)]))
-    known = set(instance.get_dynamic_partitions(SHARDS_NAME))
+    known = set(instance.get_dynamic_partitions(names.shards))
     missing = [shard for shard in choice.start if shard not in known]
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(partition_key=shard, tags={STARTED_BY_TAG: started_by}) for shard in choice.start],
-        dynamic_partitions_requests=[SHARDS.build_add_request(missing)] if missing else [],
+        run_requests=[
+            dg.RunRequest(partition_key=shard, tags={STARTED_BY_TAG: names.tag(started_by)}) for shard in choice.start
+        ],
+        dynamic_partitions_requests=[names.partitions.build_add_request(missing)] if missing else [],
     )
 
 
@@ -160,69 +180,74 @@ class ReportCursor:
         return not generating or now >= self.started_at + _REPORT_PAUSE_S
 
 
-@dg.sensor(
-    job=report_costs,
-    minimum_interval_seconds=REPORT_EVERY_S,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Brings the costs, the cost report and the gallery up to date after shards were generated: at once "
-    "when all is quiet, every five minutes while more are under way. Free.",
-)
-def report_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Start `report_costs` after generation."""
-    cursor, now = ReportCursor.read(context.cursor), time.time()
-    # Not only `generation_sensor`, which may be off: a killed run would look as if it still worked.
-    end_dead_runs(context.instance)
-    hand_out_again(context.instance)
-    ended = context.instance.get_run_records(
-        dg.RunsFilter(
-            tags=GENERATION_TAGS,
-            statuses=_ENDED,
-            updated_after=datetime.fromtimestamp(cursor.reported_until, UTC),
-        ),
-        order_by="update_timestamp",
-        limit=1,
+def _report_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefinition:
+    @dg.sensor(
+        job=jobs.report_costs,
+        minimum_interval_seconds=every_s,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Brings the costs, the cost report and the gallery up to date after shards were generated: at once "
+        "when all is quiet, every five minutes while more are under way. Free.",
     )
-    latest_end = ended[0].update_timestamp.timestamp() if ended else None
-    under_way = _unfinished(context.instance, dict(GENERATION_TAGS))
-    if not cursor.due(latest_end, generating=bool(under_way), now=now) or latest_end is None:
-        return dg.SkipReason(
-            "nothing was generated since the last report" if latest_end is None else "more is under way"
+    def report_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        """Start `report_costs` after generation."""
+        cursor, now = ReportCursor.read(context.cursor), time.time()
+        mine = {STARTED_BY_TAG: names.tag("report_sensor")}
+        # Not only `generation_sensor`, which may be off: a killed run would look as if it still worked.
+        end_dead_runs(context.instance)
+        hand_out_again(context.instance)
+        ended = context.instance.get_run_records(
+            dg.RunsFilter(
+                tags=names.generation_tags,
+                statuses=_ENDED,
+                updated_after=datetime.fromtimestamp(cursor.reported_until, UTC),
+            ),
+            order_by="update_timestamp",
+            limit=1,
         )
-    if _unfinished(context.instance, {"dagster/sensor_name": "report_sensor"}):
-        return dg.SkipReason("a report is being made")
-    return dg.SensorResult(
-        run_requests=[dg.RunRequest(tags={STARTED_BY_TAG: "report_sensor"})],
-        cursor=json.dumps(asdict(ReportCursor(latest_end, now))),
-    )
+        latest_end = ended[0].update_timestamp.timestamp() if ended else None
+        under_way = _unfinished(context.instance, names.generation_tags)
+        if not cursor.due(latest_end, generating=bool(under_way), now=now) or latest_end is None:
+            return dg.SkipReason(
+                "nothing was generated since the last report" if latest_end is None else "more is under way"
+            )
+        if _unfinished(context.instance, mine):
+            return dg.SkipReason("a report is being made")
+        return dg.SensorResult(
+            run_requests=[dg.RunRequest(tags=mine)],
+            cursor=json.dumps(asdict(ReportCursor(latest_end, now))),
+        )
+
+    return report_sensor
 
 
 def _unfinished(instance: dg.DagsterInstance, tags: dict[str, str]) -> Sequence[dg.RunRecord]:
     return instance.get_run_records(dg.RunsFilter(tags=tags, statuses=UNFINISHED), limit=1)
 
 
-@dg.sensor(
-    minimum_interval_seconds=ALERTS_EVERY_S,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells a person, once, when a cap is used to 50, 80 or 100 %, when many attempts fail, when an outcome "
-    "is unknown or overdue, when work lies open with nobody at it, when the provider refuses the key or the account. "
-    "It says so in its tick, and where `NANOBANANA_ALERT_WEBHOOK` and `NANOBANANA_ALERT_EMAIL` say. Free.",
-)
-def alert_sensor(context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource) -> dg.SkipReason:
-    """Tell of what has come to hold since the last look."""
-    try:
-        with nano_banana.open_workspace() as workspace:
-            told = tell(workspace.ledger, workspace.settings, sinks_of(workspace.settings, context.log))
-    except UserError as error:
-        return dg.SkipReason(str(error))
-    for problem in told.problems:
-        context.log.error("%s; it is told again at the next look", problem)
-    if told.problems:
-        return dg.SkipReason("; ".join(told.problems))
-    return dg.SkipReason("; ".join(alert.text for alert in told.told) or _why_quiet(len(told.holding)))
+def _alert_sensor(every_s: int) -> dg.SensorDefinition:
+    @dg.sensor(
+        minimum_interval_seconds=every_s,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Tells a person, once, when a cap is used to 50, 80 or 100 %, when many attempts fail, when an "
+        "outcome is unknown or overdue, when work lies open with nobody at it, when the provider refuses the key or "
+        "the account. It says so in its tick, and where `NANOBANANA_ALERT_WEBHOOK` and `NANOBANANA_ALERT_EMAIL` say. "
+        "Free.",
+    )
+    def alert_sensor(context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource) -> dg.SkipReason:
+        """Tell of what has come to hold since the last look."""
+        try:
+            with nano_banana.open_workspace() as workspace:
+                told = tell(workspace.ledger, workspace.settings, sinks_of(workspace.settings, context.log))
+        except UserError as error:
+            return dg.SkipReason(str(error))
+        for problem in told.problems:
+            context.log.error("%s; it is told again at the next look", problem)
+        if told.problems:
+            return dg.SkipReason("; ".join(told.problems))
+        return dg.SkipReason("; ".join(alert.text for alert in told.told) or _why_quiet(len(told.holding)))
+
+    return alert_sensor
 
 
 def _why_quiet(holding: int) -> str:
     return f"nothing new: {holding} told of before" if holding else "nothing to tell"
-
-
-SENSORS: Final = (catalogue_sensor, generation_sensor, report_sensor, alert_sensor)

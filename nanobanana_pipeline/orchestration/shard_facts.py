@@ -13,8 +13,9 @@ from nanobanana_pipeline.ledger.budget import Caps
 from nanobanana_pipeline.ledger.shard_facts import registered_at, shards_at_work
 from nanobanana_pipeline.ledger.work import ShardWork
 from nanobanana_pipeline.model_specs.pricing import reservation
+from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.orchestration.partitions import PARTITION_TAG
-from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAGS, Ended
+from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, Ended
 from nanobanana_pipeline.orchestration.shard_choice import End, Facts, PastRun, full_catalogues
 from nanobanana_pipeline.reporting.approval import unapproved
 
@@ -31,9 +32,11 @@ _RUNS_A_LOOK: Final = 1000
 _BRAKING_RUNS: Final = 20
 
 
-def gather(instance: dg.DagsterInstance, workspace: Workspace, work: Sequence[ShardWork], *, now: float) -> Facts:
+def gather(
+    instance: dg.DagsterInstance, names: Names, workspace: Workspace, work: Sequence[ShardWork], *, now: float
+) -> Facts:
     """What `choose` wants to know about all of these shards; `now` in seconds since the epoch."""
-    unfinished = instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED))
+    unfinished = _of_generation(instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)), names)
     ledger, settings = workspace.ledger, workspace.settings
     with ledger.database.read() as connection:
         database_now = ledger.database.now(connection)
@@ -60,16 +63,21 @@ def gather(instance: dg.DagsterInstance, workspace: Workspace, work: Sequence[Sh
     )
 
 
-def past_runs(instance: dg.DagsterInstance, shards: Sequence[str]) -> list[PastRun]:
+def past_runs(instance: dg.DagsterInstance, names: Names, shards: Sequence[str]) -> list[PastRun]:
     """The latest runs of these shards that are over."""
-    tags = {PARTITION_TAG: list(shards)}
-    return _past(instance.get_run_records(dg.RunsFilter(statuses=_ENDED, tags=tags), limit=_RUNS_A_LOOK))
+    # Another pipeline's catalogue may have the same name, and so its shards.
+    filters = dg.RunsFilter(statuses=_ENDED, tags={PARTITION_TAG: list(shards)})
+    return _past(_of_generation(instance.get_run_records(filters, limit=_RUNS_A_LOOK), names))
 
 
-def latest_runs(instance: dg.DagsterInstance) -> list[PastRun]:
+def latest_runs(instance: dg.DagsterInstance, names: Names) -> list[PastRun]:
     """The latest runs of generation that are over, whatever their shard."""
-    filters = dg.RunsFilter(statuses=_ENDED, tags=GENERATION_TAGS)
+    filters = dg.RunsFilter(statuses=_ENDED, tags=names.generation_tags)
     return _past(instance.get_run_records(filters, limit=_BRAKING_RUNS, order_by="update_timestamp"))
+
+
+def _of_generation(records: Iterable[dg.RunRecord], names: Names) -> list[dg.RunRecord]:
+    return [record for record in records if names.is_generation(record.dagster_run)]
 
 
 def _past(records: Iterable[dg.RunRecord]) -> list[PastRun]:

@@ -19,6 +19,7 @@ class SimulatorOptions:
     api_key: str = DEFAULT_KEY
     book: Path | None = None
     fsync: bool = False
+    model: str = "nano_banana_2"
     latency: float = 6.0
     sigma: float = 0.35
     seed: int = 0
@@ -57,6 +58,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> SimulatorOptions:
     add("--api-key", default=default.api_key, help="the key to accept; - reads it from standard input's first line")
     add("--book", type=Path, help="the billing book, JSON lines, appended to (default: a temporary file)")
     add("--fsync", action="store_true", help="force each row of the book to the disk before answering")
+    add("--model", default=default.model, help="the model that there is: a name, or a spec's file (%(default)s)")
     add("--latency", type=_seconds, default=default.latency, help="median seconds that a task takes (%(default)s)")
     add("--sigma", type=_seconds, default=default.sigma, help="spread of the log-normal latency (%(default)s)")
     add("--seed", type=int, default=default.seed, help="what latencies, tokens and pictures are drawn from")

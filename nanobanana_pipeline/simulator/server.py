@@ -64,7 +64,7 @@ async def _serve(options: SimulatorOptions, faults: FaultScript, api: socket.soc
     book = Book((options.book or Path("book.jsonl")).absolute(), fsync=options.fsync)
     studio = Studio()
     with contextlib.closing(book), contextlib.closing(studio):
-        spec = load_spec()
+        spec = load_spec(options.model)
         spec.price_at(datetime.now(UTC).date())  # without a price nothing could be billed: say so at once
         provider = Provider(options, spec, book, _origin(options.host, images))
         provider.faults = faults

@@ -23,10 +23,9 @@ from playwright.sync_api import sync_playwright
 
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.ledger import Ledger, Stamp
+from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.instance import prepare_home
-from nanobanana_pipeline.orchestration.partitions import SHARDS_NAME
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
-from nanobanana_pipeline.orchestration.sensors import alert_sensor, generation_sensor
 from nanobanana_pipeline.settings import Settings, load_settings
 from nanobanana_pipeline_tests.e2e.dagster_dev import DagsterDev
 
@@ -56,14 +55,14 @@ def main() -> None:
         figures: dict[str, Any] = {"shards": arguments.shards, "items": arguments.shards * arguments.items}
         with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
             names = _enter(settings, arguments.shards, arguments.items)
-            instance.add_dynamic_partitions(SHARDS_NAME, names)
+            instance.add_dynamic_partitions("shards", names)
             for name in names[: arguments.made]:
                 instance.report_runless_asset_event(dg.AssetMaterialization("images", partition=name))
-            for sensor in (generation_sensor, alert_sensor):
-                figures[f"{sensor.name}_s"] = _seconds(lambda sensor=sensor: _tick(sensor, instance))
+            for sensor in ("generation_sensor", "alert_sensor"):
+                figures[f"{sensor}_s"] = _seconds(lambda sensor=sensor: _tick(sensor, instance))
             with Ledger(settings.ledger) as ledger, ledger.database.write() as connection:
                 connection.execute(schema.items.update().values(state="done"))
-            figures["generation_sensor_with_nothing_to_do_s"] = _seconds(lambda: _tick(generation_sensor, instance))
+            figures["generation_sensor_with_nothing_to_do_s"] = _seconds(lambda: _tick("generation_sensor", instance))
         say(json.dumps(figures))
         if not arguments.no_page:
             with DagsterDev(folder / "dagster", environment) as dagster:
@@ -114,7 +113,8 @@ def _enter(settings: Settings, shards: int, items: int) -> list[str]:
     return names
 
 
-def _tick(sensor: dg.SensorDefinition, instance: dg.DagsterInstance) -> None:
+def _tick(name: str, instance: dg.DagsterInstance) -> None:
+    sensor = build_defs().resolve_sensor_def(name)
     resources = {"nano_banana": NanoBananaResource.from_settings(load_settings())}
     with dg.build_sensor_context(instance=instance, resources=resources) as context:
         sensor(context)

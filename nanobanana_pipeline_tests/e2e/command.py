@@ -21,9 +21,12 @@ from nanobanana_pipeline.simulator.process import SimulatorProcess
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "nanobanana_pipeline.cli")
-# A session's first process takes its terminal, as a shell does; only then is it told when that is closed.
+# A session's first process takes its terminal, as a shell does; only then is it told when that is closed. It listens
+# to that even if whoever started the tests (nohup, a service) doesn't.
 ON_ITS_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
 LIMIT_S = 200
 
@@ -95,13 +98,13 @@ class Place:
             text=True,
         )
 
-    def start_on_a_terminal(self, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+    def start_on_a_terminal(self, *arguments: str, **environment: str) -> tuple[subprocess.Popen[bytes], int]:
         """Start a command with a terminal of its own; returns the side that a terminal's window holds."""
         ours, its = pty.openpty()
         process = subprocess.Popen(
             [sys.executable, "-c", ON_ITS_TERMINAL, *COMMAND, *arguments],
             cwd=self.folder,
-            env={**self._environment({}), "TERM": "xterm"},
+            env={**self._environment(environment), "TERM": "xterm"},
             stdin=its,
             stdout=its,
             stderr=its,

@@ -31,6 +31,7 @@ class DagsterDev(DagsterPages):
             free.bind(("127.0.0.1", 0))
             self._port: int = free.getsockname()[1]
         super().__init__(f"http://127.0.0.1:{self._port}")
+        self._process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
         command = ["-m", "dagster", "dev", "-w", str(ROOT / "workspace.yaml"), "--port", str(self._port)]

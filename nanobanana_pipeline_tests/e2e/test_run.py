@@ -12,19 +12,12 @@ from typing import Any
 import pytest
 
 from nanobanana_pipeline.ledger.ledger import Ledger, Stamp
-from nanobanana_pipeline.orchestration.instance import prepare_home
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.e2e.command import Place, billed, finish, submits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Start = Callable[..., SimulatorProcess]
-
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared DAGSTER_HOME, to be copied."""
-    return prepare_home(tmp_path_factory.mktemp("home") / "prepared")
 
 
 @pytest.fixture

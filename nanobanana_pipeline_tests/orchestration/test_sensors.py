@@ -10,14 +10,7 @@ from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, Ended
-from nanobanana_pipeline.orchestration.schedules import nightly_generation
-from nanobanana_pipeline.orchestration.sensors import (
-    CatalogueCursor,
-    ReportCursor,
-    catalogue_sensor,
-    generation_sensor,
-    report_sensor,
-)
+from nanobanana_pipeline.orchestration.sensors import CatalogueCursor, ReportCursor
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.orchestration.shard_choice import End
 from nanobanana_pipeline.orchestration.shard_facts import end_of
@@ -26,8 +19,9 @@ from nanobanana_pipeline.settings import load_settings
 from nanobanana_pipeline_tests.orchestration.conftest import Orchestra, rows
 
 
-def tick(sensor: dg.SensorDefinition, orchestra: Orchestra, cursor: str | None = None) -> dg.SensorResult:
-    """What the daemon would be told."""
+def tick(name: str, orchestra: Orchestra, cursor: str | None = None) -> dg.SensorResult:
+    """What the daemon would be told by the sensor of this name."""
+    sensor = build_defs().resolve_sensor_def(name)
     resources = {"nano_banana": NanoBananaResource.from_settings(load_settings())}
     needed = {name: resources[name] for name in sensor.required_resource_keys}
     with dg.build_sensor_context(instance=orchestra.instance, cursor=cursor, resources=needed) as context:
@@ -81,7 +75,7 @@ def test_new_changed_and_removed_files_start_one_refresh_each(orchestra: Orchest
     def settle(cursor: str | None) -> tuple[int, str | None]:
         count = 0
         for _ in range(3):
-            answer = tick(catalogue_sensor, orchestra, cursor)
+            answer = tick("catalogue_sensor", orchestra, cursor)
             cursor = answer.cursor or cursor
             count += len(answer.run_requests or ())
         return count, cursor
@@ -101,7 +95,7 @@ def test_new_changed_and_removed_files_start_one_refresh_each(orchestra: Orchest
 
 def test_a_missing_folder_is_said_and_not_a_failed_tick(orchestra: Orchestra) -> None:
     """A sensor that fails every fifteen seconds fills a page with red for what one line says."""
-    assert "NANOBANANA_CATALOGUE" in said(tick(catalogue_sensor, orchestra))
+    assert "NANOBANANA_CATALOGUE" in said(tick("catalogue_sensor", orchestra))
 
 
 # --- generation_sensor
@@ -114,14 +108,14 @@ def test_shards_with_work_left_are_started_and_finished_ones_are_not(orchestra: 
     orchestra.refresh()
     orchestra.pipeline.write([{"prompt": "an owl", "resolution": "0.5K"}], "other")
     orchestra.pipeline.refresh()
-    answer = tick(generation_sensor, orchestra)
+    answer = tick("generation_sensor", orchestra)
     assert shards(answer) == ["cat-000000", "other-000000"]
     assert [list(request.partition_keys) for request in answer.dynamic_partitions_requests or ()] == [["other-000000"]]
     orchestra.refresh()
     orchestra.generate("cat-000000")
-    assert shards(tick(generation_sensor, orchestra)) == ["other-000000"]
+    assert shards(tick("generation_sensor", orchestra)) == ["other-000000"]
     orchestra.generate("other-000000")
-    assert said(tick(generation_sensor, orchestra)) == "no shard has work left"
+    assert said(tick("generation_sensor", orchestra)) == "no shard has work left"
 
 
 def test_a_costly_plan_waits_for_a_person(orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,14 +124,14 @@ def test_a_costly_plan_waits_for_a_person(orchestra: Orchestra, monkeypatch: pyt
     orchestra.pipeline.write(rows(5))
     orchestra.refresh()
 
-    asked = said(tick(generation_sensor, orchestra))
+    asked = said(tick("generation_sensor", orchestra))
 
     assert "a person has to approve" in asked
     assert not orchestra.generate().success
     assert orchestra.pipeline.accepted() == []
     with orchestra.pipeline.open() as workspace:
         plan = approve(workspace, asked.partition("nanobanana approve ")[2].rstrip("`")).hash
-    assert shards(tick(generation_sensor, orchestra)) == ["cat-000000"]
+    assert shards(tick("generation_sensor", orchestra)) == ["cat-000000"]
     assert orchestra.generate().success
     assert {row["plan_hash"] for row in orchestra.pipeline.table("attempts")} == {plan}
 
@@ -155,9 +149,9 @@ def test_a_queued_run_is_not_started_again(orchestra: Orchestra) -> None:
     """Ticks come every thirty seconds, and a queue may be hours long."""
     orchestra.pipeline.write(rows(1))
     orchestra.refresh()
-    tags = {"dagster/partition": "cat-000000"}
-    orchestra.instance.create_run_for_job(build_defs().resolve_job_def("generate_images"), tags=tags)
-    assert said(tick(generation_sensor, orchestra)) == "1: a run is under way"
+    job = build_defs().resolve_job_def("generate_images")
+    orchestra.instance.create_run_for_job(job, tags={**job.run_tags, "dagster/partition": "cat-000000"})
+    assert said(tick("generation_sensor", orchestra)) == "1: a run is under way"
 
 
 def test_a_killed_run_is_resumed_and_one_that_a_person_stopped_is_not(orchestra: Orchestra) -> None:
@@ -174,12 +168,12 @@ def test_a_killed_run_is_resumed_and_one_that_a_person_stopped_is_not(orchestra:
     session.on_progress = stop_when_in_flight
     orchestra.session = session
     run_id = orchestra.generate().run_id
-    assert shards(tick(generation_sensor, orchestra)) == ["cat-000000"]
+    assert shards(tick("generation_sensor", orchestra)) == ["cat-000000"]
     orchestra.instance.add_run_tags(run_id, {ENDED_TAG: Ended.BY_A_PERSON.value})
-    assert "a person stopped it" in said(tick(generation_sensor, orchestra))
+    assert "a person stopped it" in said(tick("generation_sensor", orchestra))
     orchestra.pipeline.write(rows(3))
     orchestra.refresh()
-    assert shards(tick(generation_sensor, orchestra)) == ["cat-000000"]
+    assert shards(tick("generation_sensor", orchestra)) == ["cat-000000"]
 
 
 def test_a_wrong_key_is_tried_ever_more_rarely(orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +183,7 @@ def test_a_wrong_key_is_tried_ever_more_rarely(orchestra: Orchestra, monkeypatch
     orchestra.refresh()
     monkeypatch.setenv("NANOBANANA_API_KEY", "wrong-key")
     orchestra.generate("a-000000")
-    assert "failed for you to mend" in said(tick(generation_sensor, orchestra))
+    assert "failed for you to mend" in said(tick("generation_sensor", orchestra))
 
 
 def test_without_room_under_the_cap_nothing_is_started(orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,13 +191,13 @@ def test_without_room_under_the_cap_nothing_is_started(orchestra: Orchestra, mon
     orchestra.pipeline.write(rows(1))
     orchestra.refresh()
     monkeypatch.setenv("NANOBANANA_BUDGET_USD", "0.01")
-    assert said(tick(generation_sensor, orchestra)) == "1: the cap has no room"
+    assert said(tick("generation_sensor", orchestra)) == "1: the cap has no room"
 
 
 def test_an_unusable_ledger_is_said(orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sensor is the first to meet it at night."""
     monkeypatch.setenv("NANOBANANA_LEDGER_URL", "mysql://nowhere")
-    assert "NANOBANANA_LEDGER_URL" in said(tick(generation_sensor, orchestra))
+    assert "NANOBANANA_LEDGER_URL" in said(tick("generation_sensor", orchestra))
 
 
 @pytest.mark.parametrize(
@@ -240,11 +234,11 @@ def test_a_report_follows_generation_once(orchestra: Orchestra) -> None:
     """However the shard was started: by click, sensor or command."""
     orchestra.pipeline.write(rows(1))
     orchestra.refresh()
-    assert said(tick(report_sensor, orchestra)) == "nothing was generated since the last report"
+    assert said(tick("report_sensor", orchestra)) == "nothing was generated since the last report"
     orchestra.generate()
-    answer = tick(report_sensor, orchestra)
+    answer = tick("report_sensor", orchestra)
     assert len(answer.run_requests or ()) == 1
-    assert said(tick(report_sensor, orchestra, answer.cursor)) == "nothing was generated since the last report"
+    assert said(tick("report_sensor", orchestra, answer.cursor)) == "nothing was generated since the last report"
 
 
 # --- nightly_generation
@@ -259,7 +253,7 @@ def test_the_night_starts_what_is_left(orchestra: Orchestra) -> None:
     with dg.build_schedule_context(
         instance=orchestra.instance, scheduled_execution_time=datetime.now(UTC), resources=resources
     ) as context:
-        evaluated: Any = nightly_generation(context)
+        evaluated: Any = build_defs().resolve_schedule_def("nightly_generation")(context)
         requests = list(evaluated)
     assert [request.partition_key for request in requests] == ["cat-000000"]
     assert orchestra.instance.get_dynamic_partitions("shards") == ["cat-000000"]

@@ -69,16 +69,24 @@ class DagsterPages:
         return found["data"]
 
     def materialize(
-        self, assets: Sequence[str], *, partition: str | None = None, config: Mapping[str, Any] | str = ""
+        self,
+        assets: Sequence[str],
+        *,
+        partition: str | None = None,
+        config: Mapping[str, Any] | str = "",
+        location: str = LOCATION,
     ) -> str:
-        """What the Materialize button does; the run's id, or the refusal as an `AssertionError`."""
+        """What the Materialize button does; the run's id, or the refusal as an `AssertionError`.
+
+        An asset of a pipeline with a name is `name/asset`.
+        """
         tags = [{"key": "dagster/partition", "value": partition}] if partition else []
         params = {
             "selector": {
-                "repositoryLocationName": LOCATION,
+                "repositoryLocationName": location,
                 "repositoryName": "__repository__",
                 "pipelineName": "__ASSET_JOB",
-                "assetSelection": [{"path": [name]} for name in assets],
+                "assetSelection": [{"path": name.split("/")} for name in assets],
             },
             "mode": "default",
             "runConfigData": config if isinstance(config, str) else json.dumps(config),

@@ -28,6 +28,7 @@ from nanobanana_pipeline.orchestration.metadata import (
     table_definition,
     table_state,
 )
+from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.orchestration.partitions import add_shards
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource, mode_of
 from nanobanana_pipeline.reporting.approval import approval_of, save
@@ -36,61 +37,54 @@ from nanobanana_pipeline.reporting.plan import plan
 GROUP: Final = "catalogue"
 OWNERS: Final = ("team:image-pipeline",)
 
-PROMPT_CATALOGUE: Final = dg.AssetSpec(
-    "prompt_catalogue",
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"parquet"},
-    description="The Parquet files with your prompts, in the catalogue folder (`NANOBANANA_CATALOGUE`). Each file, "
-    "or folder of files, is one catalogue. They are only read: observing them tells Dagster whether any has changed. "
-    "Free.",
+_ABOUT_CATALOGUE: Final = (
+    "The Parquet files with your prompts, in the catalogue folder (`NANOBANANA_CATALOGUE`). Each file, or folder of "
+    "files, is one catalogue. They are only read: observing them tells Dagster whether any has changed. Free."
 )
-
-PROMPTS: Final = dg.AssetSpec(
-    "prompts",
-    deps=[PROMPT_CATALOGUE],
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"deltalake", "python"},
-    metadata=table_definition("prompts"),
-    description="Every prompt of the catalogues that can be generated: checked against the model's limits, and given "
-    "its shard for good.\n\n**Start here:** materialise it, and the shards to generate appear as partitions of "
-    "`images`. Do so again whenever catalogues change (`catalogue_sensor` does). Free: nothing is sent to the "
-    "provider.",
+_ABOUT_PROMPTS: Final = (
+    "Every prompt of the catalogues that can be generated: checked against the model's limits, and given its shard for "
+    "good.\n\n**Start here:** materialise it, and the shards to generate appear as partitions of `images`. Do so again "
+    "whenever catalogues change (`catalogue_sensor` does). Free: nothing is sent to the provider."
 )
-
-REJECTED_PROMPTS: Final = dg.AssetSpec(
-    "rejected_prompts",
-    deps=[PROMPT_CATALOGUE],
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"deltalake", "python"},
-    metadata=table_definition("rejected_prompts"),
-    description="Every row of the catalogues that breaks a rule, with the file, row, column and value at fault and "
-    "what would be right. The good rows go on without them. Made together with `prompts`. Free.",
+_ABOUT_REJECTED: Final = (
+    "Every row of the catalogues that breaks a rule, with the file, row, column and value at fault and what would be "
+    "right. The good rows go on without them. Made together with `prompts`. Free."
 )
 
 
-def _observe(nano_banana: NanoBananaResource) -> dg.ObserveResult:
-    """Look at the catalogues' files, without reading them."""
-    with one_line_failures():
-        root = nano_banana.settings().catalogue
-        sources = find_catalogues(root)
-    files = [(source.name, len(source.files), sum(file.size for file in source.files)) for source in sources]
-    return dg.ObserveResult(
-        asset_key="prompt_catalogue",
-        data_version=dg.DataVersion(catalogue_fingerprint(sources)),
-        metadata={
-            "folder": dg.MetadataValue.path(root),
-            "catalogues": len(sources),
-            "files": sum(len(source.files) for source in sources),
-            "listing": markdown_table(("catalogue", "files", "bytes"), files, numbers=2),
-        },
+def build_catalogue(names: Names) -> list[dg.AssetsDefinition]:
+    """The catalogue's assets of one pipeline."""
+    return [_prompt_catalogue(names), _prompts(names)]
+
+
+def _prompt_catalogue(names: Names) -> dg.AssetsDefinition:
+    spec = dg.AssetSpec(
+        names.key("prompt_catalogue"),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"parquet"},
+        description=_ABOUT_CATALOGUE,
     )
 
+    def observe(nano_banana: NanoBananaResource) -> dg.ObserveResult:
+        """Look at the catalogues' files, without reading them."""
+        with one_line_failures():
+            root = nano_banana.settings().catalogue
+            sources = find_catalogues(root)
+        files = [(source.name, len(source.files), sum(file.size for file in source.files)) for source in sources]
+        return dg.ObserveResult(
+            asset_key=spec.key,
+            data_version=dg.DataVersion(catalogue_fingerprint(sources)),
+            metadata={
+                "folder": dg.MetadataValue.path(root),
+                "catalogues": len(sources),
+                "files": sum(len(source.files) for source in sources),
+                "listing": markdown_table(("catalogue", "files", "bytes"), files, numbers=2),
+            },
+        )
 
-with previews.accepted():
-    prompt_catalogue = dg.multi_observable_source_asset(name="prompt_catalogue", specs=[PROMPT_CATALOGUE])(_observe)
+    with previews.accepted():
+        return dg.multi_observable_source_asset(name="prompt_catalogue", specs=[spec])(observe)
 
 
 class RefreshConfig(dg.Config):
@@ -102,34 +96,52 @@ class RefreshConfig(dg.Config):
     )
 
 
-@dg.multi_asset(
-    name="prompts",
-    specs=[PROMPTS, REJECTED_PROMPTS],
-    can_subset=False,
-    check_specs=[checks.NO_REJECTED_PROMPTS],
-)
-def prompts(
-    context: dg.AssetExecutionContext, config: RefreshConfig, nano_banana: NanoBananaResource
-) -> Iterator[dg.MaterializeResult[Any]]:
-    """Check the catalogues' rows, enter good ones in the ledger, and make a partition of each new shard."""
-    with at_work(context), nano_banana.open_workspace() as workspace:
-        names = config.catalogues or None
-        report = refresh(workspace, names)
-        planned = _plan_metadata(workspace, names)
-        new_shards = add_shards(context.instance, report.shards)
-        shared = {MODE: mode_of(workspace), "catalogues": _listing(report)}
-        prompts_metadata = shared | table_state(workspace.tables, "prompts")
-        prompts_metadata |= _shards_metadata(report, new_shards) | planned
-        rejected_metadata = shared | table_state(workspace.tables, "rejected_prompts")
-        rejections = checks.rejected_prompts(workspace.tables)
-        with workspace.ledger.database.read() as connection:
-            entered = fingerprints(connection)
-    # The same files give the same version: reading them again must not make every shard look out of date.
-    version = dg.DataVersion(hashlib.sha256(orjson.dumps(sorted(entered.items()))).hexdigest()[:32])
-    yield dg.MaterializeResult(asset_key="prompts", metadata=prompts_metadata, data_version=version)
-    yield dg.MaterializeResult(
-        asset_key="rejected_prompts", metadata=rejected_metadata, data_version=version, check_results=[rejections]
+def _table(names: Names, table: str, description: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        names.key(table),
+        deps=[names.key("prompt_catalogue")],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"deltalake", "python"},
+        metadata=table_definition(table),
+        description=description,
     )
+
+
+def _prompts(names: Names) -> dg.AssetsDefinition:
+    @dg.multi_asset(
+        name="prompts",
+        specs=[_table(names, "prompts", _ABOUT_PROMPTS), _table(names, "rejected_prompts", _ABOUT_REJECTED)],
+        can_subset=False,
+        check_specs=[checks.NO_REJECTED_PROMPTS.spec(names)],
+    )
+    def prompts(
+        context: dg.AssetExecutionContext, config: RefreshConfig, nano_banana: NanoBananaResource
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        """Check the catalogues' rows, enter good ones in the ledger, and make a partition of each new shard."""
+        with at_work(context), nano_banana.open_workspace() as workspace:
+            chosen = config.catalogues or None
+            report = refresh(workspace, chosen)
+            planned = _plan_metadata(workspace, chosen)
+            new_shards = add_shards(context.instance, names.shards, report.shards)
+            shared = {MODE: mode_of(workspace), "catalogues": _listing(report)}
+            prompts_metadata = shared | table_state(workspace.tables, "prompts")
+            prompts_metadata |= _shards_metadata(report, new_shards) | planned
+            rejected_metadata = shared | table_state(workspace.tables, "rejected_prompts")
+            rejections = checks.rejected_prompts(workspace.tables)
+            with workspace.ledger.database.read() as connection:
+                entered = fingerprints(connection)
+        # The same files give the same version: reading them again must not make every shard look out of date.
+        version = dg.DataVersion(hashlib.sha256(orjson.dumps(sorted(entered.items()))).hexdigest()[:32])
+        yield dg.MaterializeResult(asset_key=names.key("prompts"), metadata=prompts_metadata, data_version=version)
+        yield dg.MaterializeResult(
+            asset_key=names.key("rejected_prompts"),
+            metadata=rejected_metadata,
+            data_version=version,
+            check_results=[rejections],
+        )
+
+    return prompts
 
 
 def _shards_metadata(report: RefreshReport, new_shards: list[str]) -> Metadata:

@@ -21,7 +21,7 @@ from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.ledger.work import ShardWork
 from nanobanana_pipeline.orchestration import checks
-from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS, PROMPTS
+from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS
 from nanobanana_pipeline.orchestration.failures import at_work
 from nanobanana_pipeline.orchestration.launchpad import GenerationConfig, config_schema
 from nanobanana_pipeline.orchestration.metadata import (
@@ -32,10 +32,11 @@ from nanobanana_pipeline.orchestration.metadata import (
     table_definition,
     table_state,
 )
-from nanobanana_pipeline.orchestration.partitions import BACKFILL_TAG, POOL, SHARDS
+from nanobanana_pipeline.orchestration.names import Names
+from nanobanana_pipeline.orchestration.partitions import BACKFILL_TAG
 from nanobanana_pipeline.orchestration.progress import Progress, duration
 from nanobanana_pipeline.orchestration.resources import Access, NanoBananaResource, mode_of
-from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, GENERATION_TAGS, RUN_SCOPE_TAG, SENT_TAG, Ended
+from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, RUN_SCOPE_TAG, SENT_TAG, Ended
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.reporting.approval import ApprovalNeededError, Ruling, rule_of_shard
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
@@ -49,40 +50,32 @@ _ABOUT: Final = (
     "\n\n**Costs money** with a key: about $0.045 to $0.151 an image by resolution, never more than the budget "
     "(`NANOBANANA_BUDGET_USD`). Without key and base URL it runs on the simulator, in `data/demo`, and costs nothing. "
     "What has its image costs nothing again, however often a shard is materialised.\n\n"
-    "**Needs** a shard to choose: an empty workspace has none yet. Materialise `prompts` first, and they appear here."
+    "**Needs** a shard to choose: an empty workspace has none yet. Materialise `prompts` first, and they appear here. "
+    "`images`, `results` and `attempts` are made together, whichever of them you choose: Dagster asks you to confirm."
 )
 
 
-def _spec(name: str, kinds: set[str], description: str) -> dg.AssetSpec:
+_TABLES: Final = {
+    "images": "The image files, and a table with a row for each: path, size, hash, pixels. Checked to the last pixel "
+    "before they count.",
+    "results": "Every item (one image wanted) with its latest state: its image, or the reason why there is none, with "
+    "tokens and cost.",
+    "attempts": "Every request that was made to the provider, paid or not: the ledger's view, with times, tokens, cost "
+    "and errors.",
+}
+
+
+def _spec(names: Names, table: str) -> dg.AssetSpec:
     return dg.AssetSpec(
-        name,
-        deps=[PROMPTS],
+        names.key(table),
+        deps=[names.key("prompts")],
         group_name=GROUP,
         owners=OWNERS,
-        kinds=kinds,
-        partitions_def=SHARDS,
-        metadata=table_definition(name),
-        description=description + _ABOUT,
+        kinds={"deltalake", "python"},
+        partitions_def=names.partitions,
+        metadata=table_definition(table),
+        description=_TABLES[table] + _ABOUT,
     )
-
-
-IMAGES: Final = _spec(
-    "images",
-    {"deltalake", "python"},
-    "The image files, and a table with a row for each: path, size, hash, pixels. Checked to the last pixel before "
-    "they count.",
-)
-RESULTS: Final = _spec(
-    "results",
-    {"deltalake", "python"},
-    "Every item (one image wanted) with its latest state: its image, or the reason why there is none, with tokens "
-    "and cost.",
-)
-ATTEMPTS: Final = _spec(
-    "attempts",
-    {"deltalake", "python"},
-    "Every request that was made to the provider, paid or not: the ledger's view, with times, tokens, cost and errors.",
-)
 
 
 @dataclass
@@ -90,6 +83,7 @@ class _Run:
     """What one run knows of itself while it works."""
 
     context: dg.AssetExecutionContext
+    names: Names
     config: GenerationConfig
     session: Session
     reports: list[ShardReport] = field(default_factory=list)
@@ -145,7 +139,9 @@ class _Run:
 
     def observed(self, numbers: Metadata) -> None:
         """Show on the page of `results` where the run is, while it works."""
-        self.context.log_event(dg.AssetObservation("results", "at work", partition=self.shard, metadata=numbers))
+        self.context.log_event(
+            dg.AssetObservation(self.names.key("results"), "at work", partition=self.shard, metadata=numbers)
+        )
 
     def reported(self, report: ShardReport) -> None:
         self.reports.append(report)
@@ -184,15 +180,15 @@ class _Run:
         self.context.instance.report_run_canceling(self.context.run, "A signal asked the run to stop.")
 
 
-def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
-    """The multi-asset of generation. `session` is what all runs of this process share; None: each has its own."""
+def build_generation(names: Names, session: Session | None = None) -> dg.AssetsDefinition:
+    """One pipeline's multi-asset. `session` is what all runs of this process share; None: each has its own."""
 
     @dg.multi_asset(
         name=OP,
-        specs=[IMAGES, RESULTS, ATTEMPTS],
+        specs=[_spec(names, table) for table in _TABLES],
         can_subset=False,
-        check_specs=checks.SHARD_CHECKS,
-        pool=POOL,
+        check_specs=[check.spec(names) for check in checks.SHARD_CHECKS],
+        pool=names.pool,
         # No backfill policy: without one, Dagster gives each shard a run. With one of a single partition a run, it
         # gives each a run for a range, which no sensor or page finds by its partition.
         config_schema=config_schema(GenerationConfig),
@@ -202,8 +198,8 @@ def build_generation(session: Session | None = None) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetObservation]:
         """Make the images of a shard that are missing, and write its tables. What is done already costs nothing."""
         config = GenerationConfig.of(context.op_execution_context.op_config)
-        run = _Run(context, config, session or Session())
-        context.instance.add_run_tags(context.run.run_id, GENERATION_TAGS)
+        run = _Run(context, names, config, session or Session())
+        context.instance.add_run_tags(context.run.run_id, names.generation_tags)
         with at_work(context), run.endings(), nano_banana.open_workspace() as workspace:
             try:
                 with nullcontext() if run.session.logs_to_file else on_stderr(workspace.settings.log_format):
@@ -266,7 +262,7 @@ def _observations(run: _Run, workspace: Workspace, why: str) -> list[dg.AssetObs
     try:
         return [
             dg.AssetObservation(
-                "results",
+                run.names.key("results"),
                 why,
                 partition=run.shard,
                 metadata=_numbers(workspace, report) | table_state(workspace.tables, "results"),
@@ -291,17 +287,18 @@ def _materializations(run: _Run, workspace: Workspace, report: ShardReport) -> l
         pictures["larger_sheet"] = dg.MetadataValue.path(f"{workspace.output}/{sheet.path}")
     by_group, by_outcome = shard_tables(workspace, run.shard)
     costs: Metadata = {"costs": dg.MetadataValue.md(by_group), "bought": dg.MetadataValue.md(by_outcome)}
-    extra: dict[str, Metadata] = {"images": pictures | costs, "attempts": costs}
+    # What a person looks for comes first.
+    mode: Metadata = {MODE: numbers[MODE]}
+    first: dict[str, Metadata] = {"images": mode | pictures | costs, "attempts": mode | costs}
     return [
         dg.MaterializeResult(
-            asset_key=name,
-            # What a person looks for comes first.
-            metadata=extra.get(name, {})
+            asset_key=run.names.key(name),
+            metadata=first.get(name, {})
             | numbers
             | table_state(workspace.tables, name, shard_rows=len(getattr(written, name))),
-            check_results=[verdict for verdict in verdicts if verdict.asset_key == dg.AssetKey(name)],
+            check_results=checks.verdicts_on(name, run.names, verdicts),
         )
-        for name in ("images", "results", "attempts")
+        for name in _TABLES
     ]
 
 
