@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--items", type=int, default=100, help="in each shard")
     parser.add_argument("--made", type=int, default=1_000, help="shards that were materialised before")
+    parser.add_argument("--files", type=int, default=10_000, help="in the catalogue folder, each a catalogue")
     parser.add_argument("--no-page", action="store_true", help="measure the ticks alone")
     arguments = parser.parse_args()
     with _folder() as folder:
@@ -58,7 +59,9 @@ def main() -> None:
             instance.add_dynamic_partitions("shards", names)
             for name in names[: arguments.made]:
                 instance.report_runless_asset_event(dg.AssetMaterialization("images", partition=name))
-            for sensor in ("generation_sensor", "alert_sensor"):
+            for number in range(arguments.files):
+                (folder / "catalogue" / f"file-{number:06d}.parquet").touch()
+            for sensor in ("catalogue_sensor", "generation_sensor", "alert_sensor"):
                 figures[f"{sensor}_s"] = _seconds(lambda sensor=sensor: _tick(sensor, instance))
             with Ledger(settings.ledger) as ledger, ledger.database.write() as connection:
                 connection.execute(schema.items.update().values(state="done"))

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.orchestration import development
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.storage.schemas import SCHEMAS
@@ -138,6 +141,17 @@ def test_a_part_can_be_swapped(tmp_path: Path) -> None:
     assert defs.resources == {"nano_banana": resource, "other": "thing"}
     assert list(defs.sensors or ()) == []
     assert build_defs() is not build_defs()
+
+
+def test_every_way_to_start_dagster_calls_the_location_the_same() -> None:
+    """By its name Dagster keeps which sensors a person turned on: another name, and they would be off again."""
+    by_hand = yaml.safe_load((ROOT / "workspace.yaml").read_text())
+    assert yaml.safe_load(development._WORKSPACE) == by_hand
+    (location,) = (entry["python_module"] for entry in by_hand["load_from"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["dagster"]
+    assert project == {"module_name": location["module_name"], "code_location_name": location["location_name"]}
+    beside = yaml.safe_load((ROOT / "deploy" / "two_pipelines" / "workspace.yaml").read_text())
+    assert beside["load_from"][0] == by_hand["load_from"][0]
 
 
 def test_a_wrong_setting_is_named_when_dagster_starts(monkeypatch: pytest.MonkeyPatch) -> None:
