@@ -76,7 +76,7 @@ def dev() -> Iterator[Dev]:
             started.callback(process.kill)
             dagster._process, dagster._log = process, here.folder / "nothing"
             dagster._log.touch()
-            dagster.wait_for("its pages", dagster.loaded, 120)
+            dagster.wait_for("its pages", dagster.loaded, 240)
             return terminal
 
         yield start

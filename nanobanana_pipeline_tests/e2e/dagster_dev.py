@@ -21,12 +21,20 @@ ROOT = Path(__file__).parents[2]
 
 
 class DagsterDev(DagsterPages):
-    """`dagster dev -w workspace.yaml` in a process group of its own; a context manager that ends all of it."""
+    """`dagster dev -w workspace.yaml` in a process group of its own; a context manager that ends all of it.
 
-    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+    `module` is loaded in place of the project's definitions, under the same name.
+    """
+
+    def __init__(self, home: Path, environment: Mapping[str, str], *, module: str | None = None) -> None:
         self._home = prepare_home(home)
         self._environment = {**os.environ, **environment, "DAGSTER_HOME": str(self._home), "PYTHONPATH": str(ROOT)}
         self._log = home / "dagster-dev.log"
+        self._workspace = ROOT / "workspace.yaml"
+        if module is not None:
+            text = self._workspace.read_text().replace("nanobanana_pipeline.definitions", module)
+            self._workspace = home / "workspace.yaml"
+            self._workspace.write_text(text)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port: int = free.getsockname()[1]
@@ -34,7 +42,7 @@ class DagsterDev(DagsterPages):
         self._process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
-        command = ["-m", "dagster", "dev", "-w", str(ROOT / "workspace.yaml"), "--port", str(self._port)]
+        command = ["-m", "dagster", "dev", "-w", str(self._workspace), "--port", str(self._port)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *command],

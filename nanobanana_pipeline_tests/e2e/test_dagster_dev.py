@@ -68,7 +68,8 @@ def dagster(pipeline: Pipeline, receiver: Receiver) -> Iterator[DagsterDev]:
         "NANOBANANA_BUDGET_USD": "2",
         "NANOBANANA_ALERT_WEBHOOK": receiver.url,
     }
-    with DagsterDev(pipeline.folder / "dagster", environment) as dagster:
+    quick = "nanobanana_pipeline_tests.e2e.quick_sensors"
+    with DagsterDev(pipeline.folder / "dagster", environment, module=quick) as dagster:
         run = dagster.materialize(["prompts", "rejected_prompts"])
         assert dagster.wait_for_end(run, 90) == "SUCCESS", dagster.log[-5000:]
         yield dagster

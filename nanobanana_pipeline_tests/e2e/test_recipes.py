@@ -297,8 +297,11 @@ UPGRADED = "Another version of nanobanana_pipeline"
 
 def test_a_ledger_of_an_earlier_version_is_brought_up_to_date(trouble: Trouble) -> None:
     """Whoever installs a new version looks, runs, and has everything as before."""
-    earlier = (ROOT / "nanobanana_pipeline_tests" / "ledger" / "data" / "schema_1.sql").read_text()
-    with sqlite3.connect(trouble.here.output / "ledger.sqlite") as ledger:
-        ledger.executescript(earlier)
+    earlier = ROOT / "nanobanana_pipeline_tests" / "storage" / "data" / "version_0_1"
+    with closing(sqlite3.connect(trouble.here.output / "ledger.sqlite")) as ledger:
+        ledger.executescript((earlier / "ledger.sql").read_text())
+    shutil.copytree(earlier / "tables", trouble.here.output / "tables")
+    before = trouble.here.query("SELECT count(*) AS n FROM results")
     status, _ = trouble.follow(UPGRADED)
     assert status.code == 0, status.err
+    assert trouble.here.query("SELECT count(*) AS n FROM results") == before
