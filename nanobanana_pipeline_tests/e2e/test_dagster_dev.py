@@ -221,6 +221,12 @@ def test_with_its_sensors_on_nobody_has_to_click(dagster: DagsterDev, pipeline: 
 
     dagster.wait_for("the alert that the cap is reached", told, 240)
     assert pipeline.simulator.api_key not in str(receiver.bodies)
+
+    def put_off() -> bool:
+        found = {row["status"] for row in pipeline.table("results") if row["catalogue"] == "wrens"}
+        return found == {"succeeded", "deferred"}
+
+    dagster.wait_for("the end of the run that reached the cap", put_off, 240)
     pipeline.assert_books_agree()
 
 
