@@ -143,5 +143,7 @@ class DagsterPages:
                 "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus "
                 "locationOrLoadError { __typename } } } } }"
             )["workspaceOrError"]["locationEntries"]
-            return {(entry["locationOrLoadError"] or {}).get("__typename") for entry in entries} == {"RepositoryLocation"}
+            return {(entry["locationOrLoadError"] or {}).get("__typename") for entry in entries} == {
+                "RepositoryLocation"
+            }
         return False
