@@ -15,6 +15,8 @@ from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.generation.shard_run import RunOptions, generate_shard
 from nanobanana_pipeline.generation.stopping import StopSwitch
 from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger.states import ItemState
+from nanobanana_pipeline.ledger.work import ShardWork
 from nanobanana_pipeline.settings import load_settings
 
 PATIENCE = Patience(
@@ -54,10 +56,16 @@ def work_off(run: str, patience: Patience, timeouts: Timeouts, *, limit: int | N
                     stop=stop,
                 )
 
-        shards = [work.shard for work in workspace.ledger.shard_work() if work.left]
+        work = workspace.ledger.shard_work()
+        # Where nothing may be begun, only what is open is a reason to go there.
+        shards = [each.shard for each in work if (_open(each) if limit == 0 else each.left)]
         with stop.on_signals(), ThreadPoolExecutor(_SHARDS_AT_ONCE) as threads:
             list(threads.map(work_on, shards))
     _say("idle")
+
+
+def _open(work: ShardWork) -> int:
+    return sum(work.states.get(state, 0) for state in (ItemState.OPEN, ItemState.OVERDUE))
 
 
 def _say(word: str) -> None:

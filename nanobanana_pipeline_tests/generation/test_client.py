@@ -26,6 +26,7 @@ from nanobanana_pipeline.generation.answers import (
     Unknown,
 )
 from nanobanana_pipeline.generation.client import MAX_REDIRECTS, HttpProvider, Timeouts
+from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.model_specs.kinds import ErrorKind
 from nanobanana_pipeline.model_specs.loader import load_spec
 from nanobanana_pipeline.model_specs.spec import ModelSpec
@@ -399,6 +400,11 @@ def test_a_poll_that_fails_is_no_task_that_fails(run: Run, answer: Reply, kind: 
         assert outcome.kind is kind
 
     run(body())
+
+
+def test_no_submit_outlasts_what_a_take_over_waits_for() -> None:
+    """A worker that was cut off may have one on its way: its successor must not take it for answered before its end."""
+    assert Timeouts().submit_s <= Patience().submit_timeout_s
 
 
 # Downloading
