@@ -74,6 +74,8 @@ def dev() -> Iterator[Dev]:
             terminal = Terminal(dagster, window, mark)
             started.callback(lambda: terminal.window < 0 or os.close(terminal.window))
             started.callback(process.kill)
+            # Asked first, or all that it has started would outlive a test that fails.
+            started.callback(lambda: process.poll() is not None or (process.terminate(), process.wait(_END_LIMIT_S)))
             dagster._process, dagster._log = process, here.folder / "nothing"
             dagster._log.touch()
             dagster.wait_for("its pages", dagster.loaded, 240)
