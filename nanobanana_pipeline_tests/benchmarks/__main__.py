@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from nanobanana_pipeline_tests.benchmarks import engine, limits, polling
+from nanobanana_pipeline_tests.benchmarks import decoding, engine, limits, live_limits, polling, scale, tables
 from nanobanana_pipeline_tests.benchmarks.measuring import Section, say
 
 
@@ -18,6 +18,10 @@ _GROUPS: Final[dict[str, Callable[[argparse.Namespace], Section]]] = {
     "engine": _engine,
     "polling": lambda _: polling.measure(),
     "limits": lambda _: limits.measure(),
+    "live_limits": lambda chosen: live_limits.measure(0.25 if chosen.quick else 1.0),
+    "decoding": lambda _: decoding.measure(),
+    "tables": lambda chosen: tables.measure(200_000, 100) if chosen.quick else tables.measure(10_000_000, 10_000),
+    "scale": lambda chosen: scale.measure(20_000 if chosen.quick else 1_000_000),
 }
 
 

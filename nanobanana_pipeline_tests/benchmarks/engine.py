@@ -22,10 +22,11 @@ CONTENDERS: Final = {
     "floor": "leanest loop: aiohttp, nothing else",
     "bare": "the same over httpx-aiohttp",
     "gather": "gather over httpx as it comes",
+    "threads": "64 threads over requests",
     "structure": "product, verify = structure",
     "full": "product, verify = full (the default)",
 }
-_PEERS: Final = ("floor", "bare", "gather")
+_PEERS: Final = ("floor", "bare", "gather", "threads")
 _IN_FLIGHT: Final = 1000
 _SIGMA: Final = 0.25
 _GAP: Final = 0.4

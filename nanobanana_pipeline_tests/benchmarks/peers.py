@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 SUBMIT: Final = "/model/v1/generation"
+_THREADS: Final = 64
 
 Ask = Callable[[str, str, Any], Awaitable[bytes]]
 """Sends method, address and JSON body; the whole body of the answer."""
@@ -86,6 +87,35 @@ def _httpx(client: Any) -> Ask:
     return ask
 
 
+def threads(base_url: str, folder: Path, count: int, _: int, gap_s: float) -> None:
+    """The other thing that a person would write: 64 threads, each with a session of requests, an item at a time."""
+    import threading  # noqa: PLC0415
+    import time  # noqa: PLC0415
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+    import requests  # noqa: PLC0415
+
+    own = threading.local()
+
+    def one(number: int) -> None:
+        if not hasattr(own, "session"):
+            own.session = requests.Session()
+            own.session.headers["Authorization"] = "Bearer none"
+        body = {"model": "nano_banana_2", "input": [{"params": {"prompt": f"benchmark {number}"}}]}
+        task = own.session.post(base_url + SUBMIT, json=body, timeout=60).json()
+        while task["status"] == "in_progress":
+            time.sleep(gap_s)
+            task = own.session.get(f"{base_url}{SUBMIT}/task/{task['id']}", timeout=60).json()
+        url = next(entry["url"] for entry in task["output"][0]["content"] if entry["type"] == "image")
+        (folder / f"{number}.jpg").write_bytes(own.session.get(url, timeout=60).content)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for done in [pool.submit(one, number) for number in range(count)]:
+            done.result()
+
+
 if __name__ == "__main__":
     name, url, output, items, at_once, gap = sys.argv[1:]
-    {"floor": floor, "bare": bare, "gather": gather}[name](url, Path(output), int(items), int(at_once), float(gap))
+    {"floor": floor, "bare": bare, "gather": gather, "threads": threads}[name](
+        url, Path(output), int(items), int(at_once), float(gap)
+    )

@@ -20,8 +20,8 @@ SIGMAS: Final = (0.25, 0.5, 1.2)
 _MEDIAN_S: Final = 10.0
 _TASKS: Final = 4000
 _SEEN_AT_ONCE: Final = 0.8  # as in `lifecycle`
-_GRID: Final = 500
-_STEPS: Final = 14
+_GRID: Final = 1000
+_STEPS: Final = 18
 
 Times = Callable[[float], Iterator[float]]
 """The ages at which one task is asked about, by a rule's parameter: the larger, the more lag."""
@@ -40,25 +40,16 @@ def measure() -> Section:
     rows: list[list[object]] = []
     figures: dict[str, dict[str, float]] = {}
     for sigma in SIGMAS:
-        latencies = _latencies(sigma)
-        learnt = _learnt(latencies)
-        fixed = _at_lag(learnt.lag_s, partial(_tried, latencies, _fixed))
-        growing = _at_lag(learnt.lag_s, partial(_tried, latencies, _growing))
-        best = _at_lag(learnt.lag_s, partial(_optimum, sigma))
-        figures[str(sigma)] = {
-            "lag_s": learnt.lag_s,
-            "learnt": learnt.polls,
-            "fixed": fixed.polls,
-            "growing": growing.polls,
-            "optimum": best.polls,
-        }
+        found = compared(sigma)
+        learnt, best = found["learnt"], found["optimum"]
+        figures[str(sigma)] = {"lag_s": learnt.lag_s} | {name: outcome.polls for name, outcome in found.items()}
         rows.append(
             [
                 f"{sigma:g}",
                 f"{learnt.lag_s / _MEDIAN_S * 100:.1f} %",
                 f"{learnt.polls:.2f}",
-                f"{fixed.polls:.2f}",
-                f"{growing.polls:.2f}",
+                f"{found['fixed'].polls:.2f}",
+                f"{found['growing'].polls:.2f}",
                 f"{best.polls:.2f}",
                 f"{learnt.polls / best.polls:.2f}",
             ]
@@ -66,6 +57,18 @@ def measure() -> Section:
     header = ["sigma", "lag of median", "learnt", "fixed gap", "growing gap", "optimum", "learnt / optimum"]
     text = f"Mean polls an item at equal mean lag; {_TASKS:,} simulated tasks a row.\n\n" + table(header, rows)
     return Section("polling", text, figures)
+
+
+def compared(sigma: float) -> dict[str, Outcome]:
+    """Each rule at the mean lag of the learnt one."""
+    latencies = _latencies(sigma)
+    learnt = _learnt(latencies)
+    return {
+        "learnt": learnt,
+        "fixed": _at_lag(learnt.lag_s, partial(_tried, latencies, _fixed)),
+        "growing": _at_lag(learnt.lag_s, partial(_tried, latencies, _growing)),
+        "optimum": _at_lag(learnt.lag_s, partial(_optimum, sigma)),
+    }
 
 
 def _latencies(sigma: float) -> list[float]:
@@ -153,7 +156,7 @@ def _share_ended(age_s: float, sigma: float) -> float:
 
 def _at_lag(lag_s: float, rule: Callable[[float], Outcome]) -> Outcome:
     """The rule with the parameter, larger for more lag, at which its mean lag is `lag_s`."""
-    low, high = 0.05, 50.0
+    low, high = 0.002, 50.0
     outcome = Outcome(0, 0)
     for _ in range(_STEPS):
         middle = math.sqrt(low * high)

@@ -35,7 +35,8 @@ def measure(rows: int) -> Section:
     folder = Path(tempfile.mkdtemp(prefix="nanobanana-scale-"))
     figures: dict[str, Any] = {"rows": rows}
     try:
-        _write_catalogue(folder / "catalogue" / "bench.parquet", rows)
+        # In a process of its own as well: a child's peak is never seen as less than its parent's.
+        finished(python(__name__, "catalogue", str(rows)), knobs={"CATALOGUE": str(folder / "catalogue")})
         with running_provider(latency=1, sigma=0) as provider:
             knobs = {
                 "API_KEY": "none",
@@ -47,6 +48,8 @@ def measure(rows: int) -> Section:
                 figures[step] = finished(python(__name__, step, str(min(_OPEN, rows))), knobs=knobs)
                 say(f"  {step}: {figures[step]}")
                 if step == "rest":
+                    # The first makes Dagster's home, and notes anew what it saw.
+                    measured(python("nanobanana_pipeline.cli", "run", "--json"), knobs=knobs)
                     cost = measured(python("nanobanana_pipeline.cli", "run", "--json"), knobs=knobs)
                     figures["run"] = {"cpu_s": cost.cpu_s, "wall_s": cost.wall_s, "peak_mb": cost.peak_mb}
                     say(f"  run: {figures['run']}")
@@ -93,7 +96,13 @@ def _text(figures: dict[str, Any]) -> str:
     )
 
 
-def _write_catalogue(path: Path, rows: int) -> None:
+# --- in a process of its own -----------------------------------------------------------------------------------------
+
+
+def _catalogue(rows: int) -> None:
+    from nanobanana_pipeline.settings import load_settings  # noqa: PLC0415 - each step pays for its own
+
+    path = Path(load_settings().catalogue) / "bench.parquet"
     path.parent.mkdir(parents=True)
     numbers = range(rows)
     columns = {
@@ -102,9 +111,6 @@ def _write_catalogue(path: Path, rows: int) -> None:
         "campaign": [f"campaign {number % 20}" for number in numbers],
     }
     pq.write_table(pa.table(columns), path)
-
-
-# --- in a process of its own -----------------------------------------------------------------------------------------
 
 
 def _validate(_: int) -> None:
@@ -244,6 +250,7 @@ def _workspace() -> Any:
 
 
 _STEPS: Final[dict[str, Callable[[int], None]]] = {
+    "catalogue": _catalogue,
     "validate": _validate,
     "register": _register,
     "make": _make,

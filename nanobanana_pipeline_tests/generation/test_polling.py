@@ -5,6 +5,7 @@ import random
 import pytest
 
 from nanobanana_pipeline.generation.polling import Latencies
+from nanobanana_pipeline_tests.benchmarks.polling import compared
 
 
 def _spread(median_s: float, sigma: float, count: int = 200) -> list[float]:
@@ -51,3 +52,12 @@ def test_odd_histories_give_sensible_waits(latencies: list[float]) -> None:
     known = Latencies(latencies)
     assert 0.1 <= known.first_poll_s() <= 10
     assert all(0.1 <= known.next_poll_s(age_s) <= 30 for age_s in (0.0, 0.1, 5.0, 5000.0))
+
+
+@pytest.mark.parametrize("sigma", [0.25, 0.5, 1.2])
+def test_few_polls_more_than_the_best_there_could_be(sigma: float) -> None:
+    """At equal lag, within a tenth of one who knew the latencies beforehand, and never worse than a fixed gap."""
+    found = compared(sigma)
+    assert found["learnt"].lag_s == pytest.approx(found["optimum"].lag_s, rel=0.02)
+    assert found["learnt"].polls <= 1.1 * found["optimum"].polls
+    assert found["learnt"].polls <= found["fixed"].polls
