@@ -14,6 +14,7 @@ import orjson
 from nanobanana_pipeline.catalogue.identity import Request, request_hash
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.evidence import attempts_ahead
+from nanobanana_pipeline.generation.mending import repair_tables
 from nanobanana_pipeline.generation.publishing import STATUS_OF, publish_shard
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import adoption
@@ -43,7 +44,7 @@ def adopt_tables(workspace: Workspace) -> Adopted:
     """
     _refuse_beside_a_run(workspace)
     adopted = Adopted()
-    workspace.tables.repair()
+    repair_tables(workspace)
     shards = {
         shard
         for name in ("results", "attempts")

@@ -4,8 +4,10 @@ Everything is made again from the ledger and the catalogue, at no cost. What is 
 `storage`'s; which shards' rows are behind is `staleness`'s.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import orjson
 import sqlalchemy as sa
 
 from nanobanana_pipeline.generation.evidence import refuse_older_ledger
@@ -18,18 +20,23 @@ from nanobanana_pipeline.storage.repair import Repair
 _READ_AGAIN = frozenset({"prompts", "rejected_prompts"})
 """Tables that come from the catalogues as they are now."""
 
+_TO_REBUILD = "to_rebuild"
+_NOTED = sa.select(schema.meta.c.value).where(schema.meta.c.key == _TO_REBUILD)
+
 
 @dataclass(slots=True)
 class Mended:
     """What was found and done."""
 
     repairs: list[Repair] = field(default_factory=list)
+    rebuilt: frozenset[str] = frozenset()
+    """Tables that had lost rows, now or to a repair that was killed before it had written them again."""
     shards: list[str] = field(default_factory=list)
 
     @property
     def read_catalogues_again(self) -> bool:
         """Whether the next reading of the catalogues will read all of them, changed or not."""
-        return any(repair.rebuild and repair.table in _READ_AGAIN for repair in self.repairs)
+        return bool(self.rebuilt & _READ_AGAIN)
 
 
 def mend_tables(workspace: Workspace, *, everything: bool = False, current: bool = False) -> Mended:
@@ -38,23 +45,48 @@ def mend_tables(workspace: Workspace, *, everything: bool = False, current: bool
     `current` tables are known to be as the ledger has it (see `rest`): only what is torn is looked for. Raises
     `UserError`, with nothing written, when the ledger is older than the tables.
     """
-    mended = Mended(workspace.tables.repair())
-    if current and not mended.repairs:
+    mended = Mended(repair_tables(workspace), _to_rebuild(workspace))
+    if current and not mended.repairs and not mended.rebuilt:
         return mended
     found = differences(workspace)
     refuse_older_ledger(workspace, found.attempts)
-    rebuild = {repair.table for repair in mended.repairs if repair.rebuild}
-    if everything or rebuild & _READ_AGAIN:
+    if everything or mended.read_catalogues_again:
         _forget_fingerprints(workspace)
         for catalogue in _catalogues(workspace):
             publish_prompts(workspace, catalogue)
     with workspace.ledger.database.read() as connection:
         every = statement.all_shards(connection)
     # A table of images may be torn while the others are whole: no count in them would show it.
-    mended.shards = every if everything or "images" in rebuild else found.stale
+    mended.shards = every if everything or "images" in mended.rebuilt else found.stale
     for shard in mended.shards:
         publish_shard(workspace, shard)
+    if mended.rebuilt:
+        _note_to_rebuild(workspace, lambda names: names - mended.rebuilt)
     return mended
+
+
+def repair_tables(workspace: Workspace) -> list[Repair]:
+    """Take away what is torn. Which tables lose rows by it is in the ledger first, until they are written again."""
+
+    def before_loss(name: str) -> None:
+        _note_to_rebuild(workspace, lambda names: names | {name})
+
+    return workspace.tables.repair(before_loss)
+
+
+def _to_rebuild(workspace: Workspace) -> frozenset[str]:
+    with workspace.ledger.database.read() as connection:
+        noted = connection.execute(_NOTED).scalar_one_or_none()
+    return frozenset(orjson.loads(noted or "[]"))
+
+
+def _note_to_rebuild(workspace: Workspace, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
+    database = workspace.ledger.database
+    with database.write() as connection:
+        noted = connection.execute(database.lock_rows(_NOTED)).scalar_one_or_none()
+        names = orjson.dumps(sorted(change(frozenset(orjson.loads(noted or "[]"))))).decode()
+        entry = database.upsert(schema.meta).values(key=_TO_REBUILD, value=names)
+        connection.execute(entry.on_conflict_do_update(index_elements=["key"], set_={"value": entry.excluded.value}))
 
 
 def _forget_fingerprints(workspace: Workspace) -> None:

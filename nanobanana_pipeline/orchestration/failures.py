@@ -12,7 +12,7 @@ from nanobanana_pipeline.orchestration.instance import sign_run
 @contextmanager
 def at_work(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> Generator[None]:
     """Do a step's work: the run is signed, so that its death can be told, and its failures are one line."""
-    sign_run(context.instance, context.run.run_id)
+    sign_run(context.instance, context.run)
     with one_line_failures():
         yield
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from dagster import DagsterError, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from filelock import FileLock, Timeout
@@ -21,7 +22,7 @@ from yaml import YAMLError
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.leases import ProcessIdentity
-from nanobanana_pipeline.orchestration.run_tags import SENT_TAG
+from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, SENT_TAG
 
 # Dagster doesn't show tags of this prefix to people, who have no use for a boot id.
 WORKER_TAG = ".dagster/nanobanana_worker"
@@ -156,12 +157,16 @@ def _make_databases(home: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def sign_run(instance: DagsterInstance, run_id: str) -> None:
+def sign_run(instance: DagsterInstance, run: DagsterRun) -> None:
     """Note on the run which process works on it, so that another process can tell when that one has died.
 
     Dagster's default launcher can't: a run whose process and code server are killed stays "started" for good.
     """
-    instance.add_run_tags(run_id, {WORKER_TAG: json.dumps(asdict(ProcessIdentity.current()))})
+    tags = {WORKER_TAG: json.dumps({"run_id": run.run_id, **asdict(ProcessIdentity.current())})}
+    if ENDED_TAG in run.tags:
+        # A re-execution takes all of its parent's tags over, and has not ended in that way itself.
+        tags[ENDED_TAG] = ""
+    instance.add_run_tags(run.run_id, tags)
 
 
 def end_dead_runs(instance: DagsterInstance) -> list[str]:
@@ -218,5 +223,6 @@ def _runs_with_slots(instance: DagsterInstance) -> set[str]:
 
 
 def _worker_is_dead(run: DagsterRun) -> bool:
-    signature = run.tags.get(WORKER_TAG)
-    return signature is not None and ProcessIdentity(**json.loads(signature)).known_dead()
+    signature: dict[str, Any] = json.loads(run.tags.get(WORKER_TAG, "{}"))
+    # A re-execution begins with its parent's, whose process is gone: it was ended before it could sign itself.
+    return signature.pop("run_id", None) == run.run_id and ProcessIdentity(**signature).known_dead()

@@ -7,7 +7,7 @@ having to be rebuilt. Nothing here touches a commit that a live writer may be ma
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,14 @@ _CHECKPOINT: Final = re.compile(r"(\d{20})\.checkpoint.*\.parquet\Z")
 _STAGED: Final = re.compile(r"(_commit_.*\.json\.tmp|.*#\d+)\Z")
 
 
+BeforeLoss = Callable[[str], None]
+"""Told a table's name before rows that it had are taken away: who is killed right after must find out later.
+
+A repair that was killed between removing the torn commit and writing its rows again left a table of images that looked
+whole, and lacked a shard for good.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Repair:
     """One thing that was found and mended. `rebuild`: rows are missing now, and the table must be made again."""
@@ -35,7 +43,7 @@ class Repair:
     rebuild: bool
 
 
-def repair_table(folder: Path, older_than_s: float) -> Iterator[Repair]:
+def repair_table(folder: Path, older_than_s: float, before_loss: BeforeLoss) -> Iterator[Repair]:
     """Mend the table in `folder`, yielding what was done. Temporary files younger than `older_than_s` are left."""
     name, log = folder.name, folder / "_delta_log"
     if not any(log.glob("*")):
@@ -53,17 +61,19 @@ def repair_table(folder: Path, older_than_s: float) -> Iterator[Repair]:
     entries = sorted(entry for entry in log.iterdir() if _ENTRY.match(entry.name))
     while entries and _is_torn(entries[-1]):
         torn = entries.pop()
+        before_loss(name)
         torn.unlink()
         yield Repair(name, f"removed the torn commit {torn.name}", rebuild=True)
     durable.sync(str(log))
     if reason := _beyond_repair(folder, entries):
         # Kept, in case a person wants to look; the underscore keeps it from being taken for a table.
+        before_loss(name)
         aside = folder.with_name(f"_broken-{name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
         folder.rename(aside)
         durable.sync(str(folder.parent))
         yield Repair(name, f"{reason}: moved to {aside.name}", rebuild=True)
         return
-    yield from _missing_data(folder)
+    yield from _missing_data(folder, before_loss)
 
 
 def _torn_checkpoints(log: Path) -> list[Path]:
@@ -108,7 +118,7 @@ def _beyond_repair(folder: Path, entries: list[Path]) -> str | None:
     return None
 
 
-def _missing_data(folder: Path) -> Iterator[Repair]:
+def _missing_data(folder: Path, before_loss: BeforeLoss) -> Iterator[Repair]:
     delta = DeltaTable(folder)
     sizes = pa.table(delta.get_add_actions(flatten=True))
     bad = 0
@@ -117,9 +127,11 @@ def _missing_data(folder: Path) -> Iterator[Repair]:
         if not file.exists():
             bad += 1
         elif file.stat().st_size != size:
+            before_loss(folder.name)
             file.unlink()
             bad += 1
     if bad:
+        before_loss(folder.name)
         delta.repair(post_commithook_properties=delta_log.NO_HOOKS)
         newest = max(entry for entry in (folder / "_delta_log").iterdir() if _ENTRY.match(entry.name))
         durable.sync(str(newest))

@@ -29,7 +29,7 @@ from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.object_stores.conditions import refuse_heedless
 from nanobanana_pipeline.storage import delta_log, durable
 from nanobanana_pipeline.storage.data_files import STATISTICS_COLUMNS, DataFiles, fingerprint
-from nanobanana_pipeline.storage.repair import Repair, repair_table
+from nanobanana_pipeline.storage.repair import BeforeLoss, Repair, repair_table
 from nanobanana_pipeline.storage.schemas import NOT_FROM_LEDGER, SCHEMAS, description_of
 
 TABLES: Final = "tables"
@@ -194,18 +194,19 @@ class Tables:
             dataset=lambda: DataFiles(self.uri(name)).dataset(names, schema),
         )
 
-    def repair(self, older_than_s: float = 3600.0) -> list[Repair]:
+    def repair(self, before_loss: BeforeLoss, older_than_s: float = 3600.0) -> list[Repair]:
         """Mend what a crash or a power cut has left; what was found. Quick: meant for the beginning of every run.
 
-        Where `rebuild` is set rows are missing, and the table has to be written again from the ledger. Only local
-        tables can be torn: an object store shows an object once it is there in full.
+        Where `rebuild` is set rows are missing, and the table has to be written again from the ledger; `before_loss`
+        was told so before. Only local tables can be torn: an object store shows an object once it is there in full.
         """
         self._pinned.clear()
         found: list[Repair] = []
         for name in SCHEMAS:
             if self._local:
-                found += repair_table(Path(self.uri(name)), older_than_s)
+                found += repair_table(Path(self.uri(name)), older_than_s, before_loss)
             if name not in NOT_FROM_LEDGER and self.open(name) is None:
+                before_loss(name)
                 found.append(Repair(name, "is not there", rebuild=True))
         return found
 

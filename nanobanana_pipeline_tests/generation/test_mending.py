@@ -3,9 +3,12 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from nanobanana_pipeline.generation.intake import refresh
-from nanobanana_pipeline.generation.mending import mend_tables
+from nanobanana_pipeline.generation.mending import mend_tables, repair_tables
 from nanobanana_pipeline.generation.staleness import stale_shards
+from nanobanana_pipeline.storage import delta_log
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 
 
@@ -35,6 +38,26 @@ def test_a_missing_table_is_made_again(pipeline: Pipeline) -> None:
         shutil.rmtree(Path(workspace.tables.uri("images")))
         mend_tables(workspace)
         assert pipeline.table("images") == [image]
+
+
+@pytest.mark.parametrize("written_since", [False, True])
+def test_a_table_that_a_killed_repair_left_without_rows_is_made_again(
+    pipeline: Pipeline, *, written_since: bool
+) -> None:
+    """Killed after it took a torn commit away, a repair left `images` whole to look at, and a shard's rows missing."""
+    pipeline.write([{"prompt_id": "p", "prompt": "a picture"}])
+    pipeline.run()
+    (image,) = pipeline.table("images")
+    with pipeline.open() as workspace:
+        delta_log.entry(workspace.tables.uri("images"), workspace.tables.ensure("images")).write_bytes(b"")
+        repair_tables(workspace)
+        if written_since:
+            workspace.tables.ensure("images")
+        assert pipeline.table("images") == []
+        assert stale_shards(workspace) == []
+        assert mend_tables(workspace).shards
+        assert pipeline.table("images") == [image]
+        assert mend_tables(workspace).shards == []
 
 
 def test_a_removed_catalogue_whose_tables_were_never_written_is_written(pipeline: Pipeline) -> None:

@@ -10,11 +10,12 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from sqlalchemy import make_url
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.orchestration.instance import end_dead_runs, free_dead_slots, prepare_home
+from nanobanana_pipeline.orchestration.instance import end_dead_runs, free_dead_slots, prepare_home, sign_run
+from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, Ended
 
 POOL = "nanobanana_api"
 
@@ -39,7 +40,7 @@ from nanobanana_pipeline.orchestration.instance import sign_run
 @asset(pool="nanobanana_api")
 def images(context):
     if "unsigned" not in sys.argv:
-        sign_run(context.instance, context.run_id)
+        sign_run(context.instance, context.run)
     print(context.run_id, flush=True)
     if "endless" in sys.argv:
         signal.pause()
@@ -196,6 +197,23 @@ def test_a_run_that_was_being_canceled_ends_as_canceled(home: Path) -> None:
         ended = instance.get_run_by_id(killed)
         assert ended is not None
         assert ended.status is DagsterRunStatus.CANCELED
+
+
+def test_a_re_execution_of_a_killed_run_is_not_taken_for_dead(home: Path) -> None:
+    """It takes the killed one's tags over, and with them the signature of a process that is gone."""
+    killed = kill_a_run(home)
+    with DagsterInstance.from_config(str(home)) as instance:
+        parent = instance.get_run_by_id(killed)
+        assert parent is not None
+        assert end_dead_runs(instance) == [killed]
+        tags = {**parent.tags, ENDED_TAG: Ended.BY_A_PERSON.value}
+        again = instance.add_run(DagsterRun("generate", tags=tags, status=DagsterRunStatus.STARTING))
+        assert end_dead_runs(instance) == []
+        sign_run(instance, again)
+        signed = instance.get_run_by_id(again.run_id)
+        assert signed is not None
+        assert not signed.tags[ENDED_TAG]
+        assert end_dead_runs(instance) == []
 
 
 def test_a_run_that_lives_keeps_its_slot(home: Path) -> None:

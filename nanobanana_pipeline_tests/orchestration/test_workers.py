@@ -209,7 +209,7 @@ def test_a_run_of_this_machine_that_a_worker_had_is_not_ended_but_resumed(
 ) -> None:
     """Otherwise a killed worker's runs would fail when the daemon is on its machine, and go on when it is not."""
     launch(launcher, run)
-    sign_run(instance, run.run_id)
+    sign_run(instance, run)
     dead = json.loads(now_is(instance, run).tags[".dagster/nanobanana_worker"]) | {"pid": 2**22 + 1}
     instance.add_run_tags(run.run_id, {".dagster/nanobanana_worker": json.dumps(dead)})
     assert end_dead_runs(instance) == []

@@ -34,7 +34,7 @@ def log(tables: Tables) -> Path:
 
 def repaired(tables: Tables) -> list[Repair]:
     """What repair finds in the table `results`."""
-    return [repair for repair in tables.repair() if repair.table == "results"]
+    return [repair for repair in tables.repair(lambda _: None) if repair.table == "results"]
 
 
 def shards(tables: Tables) -> set[str]:
@@ -137,8 +137,8 @@ def test_leftovers_of_dead_writers_go_and_living_ones_stay(tables: Tables) -> No
 
 def test_a_deleted_table_is_told(tables: Tables) -> None:
     """Someone deleted a folder to have it made again: writing one shard to a new table would hide the others' loss."""
-    assert Repair("images", "is not there", rebuild=True) in tables.repair()
-    assert not [repair for repair in tables.repair() if repair.table == "reconciliation"]
+    assert Repair("images", "is not there", rebuild=True) in tables.repair(lambda _: None)
+    assert not [repair for repair in tables.repair(lambda _: None) if repair.table == "reconciliation"]
 
 
 def test_a_writer_never_commits_on_top_of_a_vanished_table(tables: Tables) -> None:
