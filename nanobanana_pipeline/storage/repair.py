@@ -52,18 +52,21 @@ def repair_table(folder: Path, older_than_s: float, before_loss: BeforeLoss) -> 
         if _STAGED.match(entry.name) and entry.stat().st_mtime <= time.time() - older_than_s:
             entry.unlink(missing_ok=True)
             yield Repair(name, f"removed {entry.name}, left by a writer that died", rebuild=False)
+    entries = sorted(entry for entry in log.iterdir() if _ENTRY.match(entry.name))
+    while entries and _is_torn(entries[-1]):
+        torn = entries.pop()
+        before_loss(name)
+        # A checkpoint of a commit that is gone would have the table stand at a version that is not there.
+        for checkpoint in log.glob(f"{torn.stem}.checkpoint*.parquet"):
+            checkpoint.unlink()
+        torn.unlink()
+        yield Repair(name, f"removed the torn commit {torn.name}", rebuild=True)
     for checkpoint in _torn_checkpoints(log):
         checkpoint.unlink()
         yield Repair(name, f"removed the torn checkpoint {checkpoint.name}", rebuild=False)
     if _points_nowhere(log / "_last_checkpoint"):
         (log / "_last_checkpoint").unlink()
         yield Repair(name, "removed the pointer to a checkpoint that is not there", rebuild=False)
-    entries = sorted(entry for entry in log.iterdir() if _ENTRY.match(entry.name))
-    while entries and _is_torn(entries[-1]):
-        torn = entries.pop()
-        before_loss(name)
-        torn.unlink()
-        yield Repair(name, f"removed the torn commit {torn.name}", rebuild=True)
     durable.sync(str(log))
     if reason := _beyond_repair(folder, entries):
         # Kept, in case a person wants to look; the underscore keeps it from being taken for a table.

@@ -72,6 +72,18 @@ def test_several_torn_commits_are_removed(tables: Tables) -> None:
     assert shards(tables) == {"a"}
 
 
+def test_a_torn_commit_takes_its_checkpoint_with_it(tables: Tables) -> None:
+    """Left alone, the checkpoint had the table stand at a version without a commit, and every later run ended there."""
+    newest = tables.ensure("results")
+    delta_log.checkpoint(tables.uri("results"))
+    delta_log.entry(tables.uri("results"), newest).write_bytes(b"")
+    assert any(repair.rebuild for repair in repaired(tables))
+    assert tables.version("results") == newest - 1
+    put(tables, "c")
+    assert "c" in shards(tables)
+    assert repaired(tables) == []
+
+
 def test_an_empty_commit_under_later_ones_condemns_the_table(tables: Tables) -> None:
     """What it held can't be known any more, and the ledger can give all of it again."""
     delta_log.entry(tables.uri("results"), 2).write_bytes(b"")
