@@ -34,6 +34,9 @@ from nanobanana_pipeline.model_specs.kinds import ErrorKind
 from nanobanana_pipeline.model_specs.pricing import Usage, cost_of, reservation
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 
+_RENEWALS: Final = 3
+"""A machine may be so busy that a lease runs out again between its renewal and the check."""
+
 _SEEN_AT_ONCE: Final = 0.8
 """What counts of the age of a task that was found ended at the first question: it may have ended any time before."""
 
@@ -185,12 +188,15 @@ class Lifecycle:
         return answer
 
     async def _hold_lease(self) -> None:
-        try:
-            self._lease.check()
-        except LeaseLostError:
-            # The ledger was away for longer than the lease: it is still ours if nobody has taken it over.
-            await asyncio.to_thread(self._lease.renew)
-            self._lease.check()
+        for _ in range(_RENEWALS):
+            try:
+                self._lease.check()
+            except LeaseLostError:
+                # The ledger was away for longer than the lease: it is still ours if nobody has taken it over.
+                await asyncio.to_thread(self._lease.renew)
+            else:
+                return
+        self._lease.check()
 
     async def _accepted(self, attempt: Attempt, task: Task, failures: int) -> None:
         self._gate.accepted()

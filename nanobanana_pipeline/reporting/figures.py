@@ -369,7 +369,8 @@ def _rows(connection: Connection, query: sa.Select[*tuple[Any, ...]]) -> Iterato
     """Rows with whole numbers as int: PostgreSQL sums big integers to a decimal."""
     whole = frozenset(query.selected_columns.keys()) & _WHOLE
     for row in connection.execute(query.execution_options(yield_per=5000)).mappings():
-        yield {name: int(value) if name in whole else value for name, value in row.items()}
+        # Plain names: those of columns without a label are of a kind of string that JSON's encoder refuses as a key.
+        yield {str(name): int(value) if name in whole else value for name, value in row.items()}
 
 
 _WHOLE: Final = frozenset(
