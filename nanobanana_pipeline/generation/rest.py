@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 import sqlalchemy as sa
 
+from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.changes import changes
@@ -36,8 +37,16 @@ def look(workspace: Workspace) -> Mark:
     # The ledger first: what is entered meanwhile makes the mark look old, which costs another look.
     with workspace.ledger.database.read() as connection:
         number = changes(connection)
-    tables = {name: workspace.tables.identity(name) for name in SCHEMAS}
+    tables = {name: _identity(workspace, name) for name in SCHEMAS}
     return Mark(number, tables, datetime.now(UTC).date().isoformat(), version("nanobanana_pipeline"))
+
+
+def _identity(workspace: Workspace, name: str) -> tuple[str, int] | None:
+    try:
+        return workspace.tables.identity(name)
+    except UserError:
+        # Torn: the run that looks here is about to mend it, and must not end before it does.
+        return None
 
 
 def found_at(workspace: Workspace, mark: Mark) -> dict[str, Any] | None:

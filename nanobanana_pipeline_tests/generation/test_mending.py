@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nanobanana_pipeline.generation import rest
 from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.mending import mend_tables, repair_tables
 from nanobanana_pipeline.generation.staleness import stale_shards
@@ -74,3 +75,15 @@ def test_a_removed_catalogue_whose_tables_were_never_written_is_written(pipeline
         version = workspace.tables.version("prompts")
         refresh(workspace)
         assert workspace.tables.version("prompts") == version
+
+
+def test_a_torn_table_keeps_no_run_from_mending_it(pipeline: Pipeline) -> None:
+    """A run looks whether anything has changed before it mends, and ended there, pointing to `nanobanana repair`."""
+    pipeline.write([{"prompt_id": "p", "prompt": "a picture"}])
+    pipeline.run()
+    with pipeline.open() as workspace:
+        whole = pipeline.results()
+        delta_log.entry(workspace.tables.uri("results"), workspace.tables.ensure("results")).write_bytes(b"")
+        assert rest.found_at(workspace, rest.look(workspace)) is None
+        mend_tables(workspace)
+        assert pipeline.results() == whole
