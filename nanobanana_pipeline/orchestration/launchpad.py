@@ -1,19 +1,13 @@
 """What a person can set in the launchpad for a run of generation, with its bounds, defaults and help.
 
-The bounds are checked when a run is asked for: Dagster checks those of its own Pydantic configs only once the run has
-started, when a mistyped number has already made a failed run.
+How the bounds come to be checked before there is a run is told in `bounds`.
 """
 
 from collections.abc import Mapping
 from decimal import Decimal
-from types import UnionType
-from typing import Any, Final, Self, get_args, get_origin
+from typing import Any, Self
 
-import dagster as dg
-from dagster._config import PostProcessingError
-from dagster._config.config_type import ConfigScalar, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field
 
 from nanobanana_pipeline.ledger.work import Rerun
 
@@ -81,51 +75,3 @@ class GenerationConfig(BaseModel):
     def max_cost_micros(self) -> int | None:
         """`max_cost_usd` in micro-dollars, exact to the digits that were typed."""
         return None if self.max_cost_usd is None else int(Decimal(str(self.max_cost_usd)).scaleb(6))
-
-
-def config_schema(model: type[BaseModel]) -> dict[str, dg.Field]:
-    """The Dagster config schema of a Pydantic model of flags, texts and (optional) numbers."""
-    return {name: _config_field(field) for name, field in model.model_fields.items()}
-
-
-def _config_field(field: FieldInfo) -> dg.Field:
-    kind, optional = _kind_of(field.annotation)
-    scalar = kind if kind in {bool, str} else _SCALARS[kind](field)
-    return dg.Field(
-        dg.Noneable(scalar) if optional else scalar,
-        is_required=False,
-        default_value=field.default,
-        description=field.description,
-    )
-
-
-def _kind_of(annotation: Any) -> tuple[type, bool]:
-    if get_origin(annotation) is not UnionType:
-        return annotation, False
-    kind, _none = get_args(annotation)
-    return kind, True
-
-
-class _Bounded(ConfigScalar):
-    """Refuses, when a run is asked for, what the Pydantic field would refuse when it runs."""
-
-    def __init__(self, field: FieldInfo) -> None:
-        super().__init__()  # pyright: ignore[reportCallIssue] (of Int or Float, which come next in line)
-        self._adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
-
-    def post_process(self, value: Any) -> Any:
-        try:
-            return self._adapter.validate_python(value)
-        except ValidationError as error:
-            raise PostProcessingError(f"{value}: {error.errors()[0]['msg']}") from None
-
-
-class _BoundedInt(_Bounded, Int):
-    pass
-
-
-class _BoundedFloat(_Bounded, Float):
-    pass
-
-
-_SCALARS: Final[dict[type, type[_Bounded]]] = {int: _BoundedInt, float: _BoundedFloat}

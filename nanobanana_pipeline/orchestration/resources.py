@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Self
 
 import annotated_types
 import dagster as dg
+from dagster._core.definitions.definition_config_schema import DefinitionConfigSchema
 from pydantic import Field, SecretStr
 
 from nanobanana_pipeline.errors import UserError
@@ -23,6 +24,7 @@ from nanobanana_pipeline.generation.client import HttpProvider
 from nanobanana_pipeline.generation.shard_run import OpenProvider
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
+from nanobanana_pipeline.orchestration.bounds import resource_fields
 from nanobanana_pipeline.settings import DEMO_OUTPUT, Settings, load_settings, variable_of
 from nanobanana_pipeline.simulator.shared import shared_simulator
 
@@ -94,6 +96,20 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
     alert_smtp: str | None = _knob("alert_smtp")
     alert_from: str | None = _knob("alert_from")
     alert_error_rate: float = _knob("alert_error_rate")
+
+    @property
+    def _config_schema(self) -> DefinitionConfigSchema:
+        """What Dagster checks before there is a run: its own schema has the types and the defaults, and no bounds."""
+        inferred = super()._config_schema.as_field()
+        fields = resource_fields(type(self), inferred.default_value, bounds=Settings, secrets=_SECRETS)
+        return DefinitionConfigSchema(
+            dg.Field(
+                dg.Shape(fields),
+                default_value=inferred.default_value,
+                is_required=False,
+                description=inferred.description,
+            )
+        )
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:

@@ -134,11 +134,30 @@ def test_the_launchpads_own_defaults_can_be_launched(dagster: DagsterDev) -> Non
     assert dagster.wait_for_end(run, 90) == "SUCCESS", dagster.log[-5000:]
 
 
-def test_a_wrong_value_in_the_launchpad_makes_no_run(dagster: DagsterDev) -> None:
+WRONG_VALUES = pytest.mark.parametrize(
+    "config",
+    [
+        {"ops": {"generation": {"config": {"max_cost_usd": -1}}}},
+        {"resources": {"nano_banana": {"config": {"budget_usd": -1}}}},
+    ],
+    ids=["asset", "resource"],
+)
+
+
+@WRONG_VALUES
+def test_a_wrong_value_in_the_launchpad_makes_no_run(dagster: DagsterDev, config: dict[str, Any]) -> None:
     """It is refused where it was typed, and says what is right."""
-    config = {"ops": {"generation": {"config": {"max_cost_usd": -1}}}}
     with pytest.raises(AssertionError, match="greater than or equal to 0"):
         dagster.materialize(GENERATION, partition="foxes-000000", config=config)
+
+
+@WRONG_VALUES
+def test_a_wrong_value_in_a_backfill_makes_no_run(dagster: DagsterDev, config: dict[str, Any]) -> None:
+    """A thousand shards must not fail one by one: the backfill itself is refused, and says what is right."""
+    backfill = dagster.backfill(GENERATION, ["foxes-000000", "owls-000000"], config=config)
+    dagster.wait_for("its refusal", lambda: dagster.failure_of_backfill(backfill) is not None, 60)
+    assert "greater than or equal to 0" in str(dagster.failure_of_backfill(backfill))
+    assert dagster.runs_of_backfill(backfill) == []
 
 
 def test_terminate_stops_within_15_s_and_the_next_run_goes_on(dagster: DagsterDev, pipeline: Pipeline) -> None:

@@ -8,9 +8,12 @@ from dagster import DagsterInvalidConfigError
 from pydantic import ValidationError
 
 from nanobanana_pipeline.ledger.work import Rerun
+from nanobanana_pipeline.orchestration.bounds import config_fields
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.jobs import generation_config
-from nanobanana_pipeline.orchestration.launchpad import GenerationConfig, config_schema
+from nanobanana_pipeline.orchestration.launchpad import GenerationConfig
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+from nanobanana_pipeline.settings import load_settings
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,65 @@ def test_a_wrong_value_is_refused_before_a_run_starts(name: str, value: object, 
         dg.validate_run_config(job, {"ops": {"generation": {"config": {name: value}}}})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("budget_usd", -1, "greater than or equal to 0"),
+        ("budget_usd", 0.1234567, "no more than 6 decimal places"),
+        ("budget_usd", None, "must not be None"),
+        ("budget_run_usd", -0.01, "greater than or equal to 0"),
+        ("max_in_flight", 0, "max_in_flight: Input should be greater than or equal to 1"),
+        ("max_in_flight", {"env": "NO_SUCH_VARIABLE"}, "NO_SUCH_VARIABLE"),
+        ("alert_error_rate", 1.5, "less than or equal to 1"),
+        ("base_url", "ftp://example.com", "should match pattern"),
+        ("verify", "hastily", "not in enum"),
+        ("budget", 3, 'unexpected config entry "budget"'),
+    ],
+)
+def test_a_wrong_value_of_the_resource_is_refused_before_a_run_starts(name: str, value: object, said: str) -> None:
+    """The budget stands there, too: what the environment would be refused for, the launchpad must not take."""
+    job = build_defs().resolve_job_def("generate_images")
+    with pytest.raises(DagsterInvalidConfigError, match=said):
+        dg.validate_run_config(job, {"resources": {"nano_banana": {"config": {name: value}}}})
+
+
+@pytest.mark.parametrize("name", ["api_key", "ledger_url", "alert_webhook", "alert_smtp"])
+def test_a_secret_is_typed_by_the_name_of_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By value it would stand in the run's config, on its page and in Dagster's database, for good."""
+    job = build_defs().resolve_job_def("generate_images")
+    with pytest.raises(DagsterInvalidConfigError, match=f"{name} must be a dict") as refused:
+        dg.validate_run_config(job, {"resources": {"nano_banana": {"config": {name: "a-secret-value"}}}})
+    assert "a-secret-value" not in str(refused.value)
+    monkeypatch.setenv("MY_SECRET", "a-secret-value")
+    filled = dg.validate_run_config(job, {"resources": {"nano_banana": {"config": {name: {"env": "MY_SECRET"}}}}})
+    assert filled is not None
+    assert filled["resources"]["nano_banana"]["config"][name] == "a-secret-value"
+
+
+def test_one_value_of_the_resource_is_changed_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typed alone, it used to set all others back: the budget to 100 dollars, and the key to none."""
+    monkeypatch.setenv("NANOBANANA_API_KEY", "a-key")
+    monkeypatch.setenv("NANOBANANA_BUDGET_USD", "0.5")
+    monkeypatch.setenv("NANOBANANA_IMAGE_HOSTS", "a.example")
+    config = {"resources": {"nano_banana": {"config": {"max_in_flight": 3}}}}
+    seen: list[NanoBananaResource] = []
+
+    @dg.op
+    def look(nano_banana: NanoBananaResource) -> None:
+        seen.append(nano_banana)
+
+    @dg.job
+    def looking() -> None:
+        look()
+
+    resource = NanoBananaResource.from_settings(load_settings())
+    assert looking.execute_in_process(run_config=config, resources={"nano_banana": resource}).success
+    settings = seen[0].settings()
+    assert settings == load_settings(max_in_flight=3)
+    assert settings.max_in_flight == 3
+    assert not settings.simulated
+
+
 def test_right_values_pass_with_the_defaults_filled_in() -> None:
     """The launchpad shows an empty editor at first: nothing must have to be typed."""
     job = build_defs().resolve_job_def("generate_images")
@@ -49,7 +111,7 @@ def test_right_values_pass_with_the_defaults_filled_in() -> None:
 
 def test_every_field_has_a_default_and_says_what_it_does() -> None:
     """The launchpad shows these texts beside the editor, and nothing else."""
-    for name, field in config_schema(GenerationConfig).items():
+    for name, field in config_fields(GenerationConfig).items():
         assert not field.is_required, name
         assert len(field.description or "") > 40, name
 

@@ -30,6 +30,10 @@ _BACKFILL_RUNS = """
 query($id: String!) { partitionBackfillOrError(backfillId: $id) {
   ... on PartitionBackfill { runs(limit: 100) { runId status } }
 } }"""
+_BACKFILL_FAILURE = """
+query($id: String!) { partitionBackfillOrError(backfillId: $id) {
+  ... on PartitionBackfill { status error { message causes { message } } }
+} }"""
 _START_SENSOR = """
 mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) {
   __typename
@@ -96,9 +100,16 @@ class DagsterPages:
         assert launched["__typename"] == "LaunchRunSuccess", launched
         return launched["run"]["runId"]
 
-    def backfill(self, assets: Sequence[str], partitions: Sequence[str]) -> str:
+    def backfill(
+        self, assets: Sequence[str], partitions: Sequence[str], *, config: Mapping[str, Any] | None = None
+    ) -> str:
         """What the dialogue for many partitions does; the backfill's id."""
-        params = {"assetSelection": [{"path": [name]} for name in assets], "partitionNames": list(partitions)}
+        params: dict[str, Any] = {
+            "assetSelection": [{"path": [name]} for name in assets],
+            "partitionNames": list(partitions),
+        }
+        if config is not None:
+            params["runConfigData"] = json.dumps(config)
         launched = self.query(_BACKFILL, params=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return launched["backfillId"]
@@ -106,6 +117,14 @@ class DagsterPages:
     def runs_of_backfill(self, backfill_id: str) -> list[dict[str, str]]:
         """Its runs."""
         return self.query(_BACKFILL_RUNS, id=backfill_id)["partitionBackfillOrError"]["runs"]
+
+    def failure_of_backfill(self, backfill_id: str) -> str | None:
+        """What a person reads of a backfill that failed by itself; None while it has not."""
+        found = self.query(_BACKFILL_FAILURE, id=backfill_id)["partitionBackfillOrError"]
+        error = found["error"]
+        if error is None or not found["status"].startswith("FAIL"):
+            return None
+        return "\n".join([error["message"], *(cause["message"] for cause in error["causes"])])
 
     def start_sensor(self, name: str) -> None:
         """What the sensor's switch does."""

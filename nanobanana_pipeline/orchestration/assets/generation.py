@@ -22,8 +22,9 @@ from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.ledger.work import ShardWork
 from nanobanana_pipeline.orchestration import checks
 from nanobanana_pipeline.orchestration.assets.catalogue import OWNERS
+from nanobanana_pipeline.orchestration.bounds import config_fields
 from nanobanana_pipeline.orchestration.failures import at_work
-from nanobanana_pipeline.orchestration.launchpad import GenerationConfig, config_schema
+from nanobanana_pipeline.orchestration.launchpad import GenerationConfig
 from nanobanana_pipeline.orchestration.metadata import (
     MODE,
     Metadata,
@@ -191,7 +192,7 @@ def build_generation(names: Names, session: Session | None = None) -> dg.AssetsD
         pool=names.pool,
         # No backfill policy: without one, Dagster gives each shard a run. With one of a single partition a run, it
         # gives each a run for a range, which no sensor or page finds by its partition.
-        config_schema=config_schema(GenerationConfig),
+        config_schema=config_fields(GenerationConfig),
     )
     def generation(
         context: dg.AssetExecutionContext, nano_banana: NanoBananaResource
