@@ -6,9 +6,7 @@ The rules are in `rules`, and what becomes of the prompts is the ledger's.
 # pyarrow has no types of its own, and makes pyarrow.compute's functions when it is imported.
 # pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
-import gc
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise, repeat
 from typing import NamedTuple, TypeVar, cast
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nanobanana_pipeline.catalogue import columns
+from nanobanana_pipeline.catalogue.collector import collector_paused
 from nanobanana_pipeline.catalogue.columns import PlainBatch
 from nanobanana_pipeline.catalogue.identity import Request, RequestHasher
 from nanobanana_pipeline.catalogue.labels import labels_json
@@ -118,7 +117,7 @@ class _Validator:
         readable, rejected = self._part(index, batch, undecodable(batch))
         good, broken = self._part(index, readable, faults(readable, self._spec))
         rejected |= broken
-        with _collector_paused():
+        with collector_paused():
             rows, prompts = good.row_numbers.tolist(), self._prompts(good)
         taken = self._taken_ids(index, rows, prompts, rejected)
         if taken:
@@ -211,21 +210,6 @@ class _Validator:
         says = f"{shown(prompt_id)} is taken by row {first_row} of {first_file}"
         broken = [(Rule.DUPLICATE_PROMPT_ID, "prompt_id", prompt_id, says)]
         return reject(self._source.name, files[index].path, row, prompt_id, broken)
-
-
-@contextmanager
-def _collector_paused() -> Generator[None]:
-    """Keep Python's cycle collector from looking through thousands of new objects that can have no cycles.
-
-    Without this a quarter of a validation's time went to it.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _plain_batch(batch: pa.RecordBatch, first_row: int) -> PlainBatch:

@@ -193,7 +193,7 @@ class Database:
         compiled = statement.compile(dialect=self.engine.dialect, column_keys=list(rows[0]))
         names: list[str] = getattr(compiled, "positiontup", None) or []
         # SQLite's driver takes values by place, PostgreSQL's by name.
-        values = [tuple(row[name] for name in names) for row in rows] if names else list(rows)
+        values = [tuple(map(row.__getitem__, names)) for row in rows] if names else list(rows)
         connection.exec_driver_sql(str(compiled), values)
 
     def dispose(self) -> None:

@@ -5,7 +5,7 @@ The catalogue is taken in batches, each in a transaction of its own, so that run
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from filelock import FileLock
 from sqlalchemy.engine import Connection
 
+from nanobanana_pipeline.catalogue.collector import collector_paused
 from nanobanana_pipeline.catalogue.identity import item_id
 from nanobanana_pipeline.catalogue.sharding import shard_key
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
@@ -30,6 +31,9 @@ _shards = schema.shards
 _requests = schema.requests
 _catalogues = schema.catalogues
 
+# Each commit writes most pages of the indexes by hash, which have no order: few commits, or a million rows are written
+# twenty times over. A commit of these holds engines up for a second or two.
+_PROMPTS_A_COMMIT = 32_000
 # SQLite takes at most 32,766 bound parameters; shorter lists also plan faster.
 _IDS_A_QUERY = 500
 GONE = "gone"
@@ -89,22 +93,31 @@ def register(
             # Of a catalogue never seen before nothing can be known, edited or gone.
             before = sa.select(_catalogues.c.next_position).where(_catalogues.c.catalogue == catalogue)
             new = writing.execute(before).scalar_one() == 0
-        for batch in batches:
-            if batch:
-                with writing.begin():
-                    identities = _register_batch(
-                        database, writing, batch, report, default_resolution, shard_size, new=new
-                    )
-                    if not new:
-                        insert = database.upsert(_seen).on_conflict_do_nothing()
-                        database.insert(writing, insert, [{"item_id": identity} for identity in identities])
-                    count_change(database, writing)
+        for batch in _gathered(batches, _PROMPTS_A_COMMIT):
+            with collector_paused(), writing.begin():
+                identities = _register_batch(database, writing, batch, report, default_resolution, shard_size, new=new)
+                if not new:
+                    insert = database.upsert(_seen).on_conflict_do_nothing()
+                    database.insert(writing, insert, [{"item_id": identity} for identity in identities])
+                count_change(database, writing)
         with writing.begin():
             if complete() and not new:
                 _deactivate_unseen(writing, report)
                 count_change(database, writing)
             writing.exec_driver_sql("DROP TABLE seen_items")
     return report
+
+
+def _gathered(batches: Iterable[Sequence[CataloguePrompt]], at_least: int) -> Iterator[list[CataloguePrompt]]:
+    """The prompts of the batches, in the same order, in fewer and larger ones; none is empty."""
+    together: list[CataloguePrompt] = []
+    for batch in batches:
+        together += batch
+        if len(together) >= at_least:
+            yield together
+            together = []
+    if together:
+        yield together
 
 
 def deactivate_missing(database: Database, present: Sequence[str]) -> list[Registration]:
@@ -238,6 +251,7 @@ class _Assignment:
         last = connection.execute(query).one_or_none()
         # Numbers begin with 0; "no shard yet" is a full one before the first.
         self._number, self._prompts = (last.number, last.prompts) if last else (-1, shard_size)
+        self._key = shard_key(catalogue, self._number)
         position = sa.select(_catalogues.c.next_position).where(_catalogues.c.catalogue == catalogue)
         self._position: int = connection.execute(position).scalar_one()
         self._added: Counter[int] = Counter()
@@ -245,9 +259,10 @@ class _Assignment:
     def shard_of_new_prompt(self) -> str:
         if self._prompts >= self._size:
             self._number, self._prompts = self._number + 1, 0
+            self._key = shard_key(self._catalogue, self._number)
         self._prompts += 1
         self._added[self._number] += 1
-        return shard_key(self._catalogue, self._number)
+        return self._key
 
     def next_position(self) -> int:
         self._position += 1
