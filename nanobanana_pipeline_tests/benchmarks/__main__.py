@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from nanobanana_pipeline_tests.benchmarks import decoding, engine, limits, live_limits, polling, scale, tables
+from nanobanana_pipeline_tests.benchmarks import decoding, engine, limits, live_limits, memory, polling, scale, tables
 from nanobanana_pipeline_tests.benchmarks.measuring import Section, say
 
 
@@ -21,6 +21,7 @@ _GROUPS: Final[dict[str, Callable[[argparse.Namespace], Section]]] = {
     "live_limits": lambda chosen: live_limits.measure(0.25 if chosen.quick else 1.0),
     "decoding": lambda _: decoding.measure(),
     "tables": lambda chosen: tables.measure(200_000, 100) if chosen.quick else tables.measure(10_000_000, 10_000),
+    "memory": lambda chosen: memory.measure(500, 1000) if chosen.quick else memory.measure(10_000, 100_000),
     "scale": lambda chosen: scale.measure(20_000 if chosen.quick else 1_000_000),
 }
 

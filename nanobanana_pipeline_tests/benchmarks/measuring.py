@@ -60,12 +60,25 @@ def measured(command: Sequence[str], *, cwd: Path = ROOT, knobs: Mapping[str, st
     What the process waits for counts as its own. Raises `SystemExit` when it fails.
     """
     began = time.monotonic()
+    process = started(command, cwd=cwd, knobs=knobs)
+    return ended(process, began)
+
+
+def started(
+    command: Sequence[str], *, cwd: Path = ROOT, knobs: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command as `measured` does."""
     process = subprocess.Popen(command, cwd=cwd, env=_environment(knobs), stdout=subprocess.DEVNULL)
     pin(process.pid, provider=False)
+    return process
+
+
+def ended(process: subprocess.Popen[bytes], began: float) -> Cost:
+    """Wait for the end of a command that was `started` when the monotonic clock said `began`. Raises `SystemExit`."""
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        raise SystemExit(f"{process.args} ended with {process.returncode}")
     return Cost(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss / _RSS_UNITS_PER_MB)
 
 

@@ -1,7 +1,8 @@
 """A provider that costs next to nothing, so that it is never what a benchmark waits for.
 
 The simulator checks, keeps a book and can go wrong; this only answers. Tasks take log-normal times, every picture is
-the same. `GET /stats` tells what it saw: submits, polls, and how long after their ends tasks were found ended.
+the same. `GET /stats` tells what it saw: submits, polls, how long after their ends tasks were found ended, and how many
+were open at most, not found ended yet.
 """
 
 import argparse
@@ -87,6 +88,7 @@ class _Shop:
     seen: set[str] = field(default_factory=set)
     counts: dict[str, float] = field(default_factory=lambda: {"submits": 0, "polls": 0, "images": 0, "ended": 0})
     lag_s: float = 0.0
+    most_open: int = 0
     draw: random.Random = field(default_factory=lambda: random.Random(7))
 
     def answer(self, method: str, path: str) -> bytes:
@@ -98,12 +100,14 @@ class _Shop:
             self.counts["images"] += 1
             return self.image
         used = time.process_time()
-        return _json_reply({**self.counts, "lag_s": self.lag_s, "cpu_s": used, "tasks": len(self.due)})
+        stats = {"lag_s": self.lag_s, "cpu_s": used, "tasks": len(self.due), "most_open": self.most_open}
+        return _json_reply(self.counts | stats)
 
     def _submitted(self) -> bytes:
         self.counts["submits"] += 1
         task = f"task-{len(self.due)}"
         self.due[task] = time.monotonic() + self.latency_s * math.exp(self.draw.gauss(0, self.sigma))
+        self.most_open = max(self.most_open, len(self.due) - len(self.seen))
         return _json_reply({"id": task, "created_at": 0, "status": "in_progress", "model": "nano_banana_2"})
 
     def _task(self, task: str) -> bytes:
