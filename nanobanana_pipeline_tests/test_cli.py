@@ -15,6 +15,7 @@ from nanobanana_pipeline.cli.console import clock, dollars
 from nanobanana_pipeline.cli.progress import Pace
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.ledger.work import ShardWork
+from nanobanana_pipeline.orchestration.order import Order, Share, shares
 from nanobanana_pipeline_tests.e2e.command import COMMAND, ROOT, Place
 
 
@@ -203,8 +204,6 @@ def test_the_pace_is_that_of_the_last_minute() -> None:
 
 def test_a_limit_is_shared_out_in_order_and_open_work_has_its_turn() -> None:
     """The same pilot every time, and what is paid for is never left waiting for a larger limit."""
-    from nanobanana_pipeline.orchestration.headless import Order, Share, shares  # noqa: PLC0415 - Dagster is slow
-
     work = [
         ShardWork("c-000000", "c", 0, 10, {ItemState.PENDING: 4, ItemState.DONE: 6}),
         ShardWork("c-000001", "c", 1, 10, {ItemState.PENDING: 8, ItemState.OPEN: 2}),

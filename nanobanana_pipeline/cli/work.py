@@ -11,7 +11,8 @@ from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, counted, note, say,
 from nanobanana_pipeline.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from nanobanana_pipeline.orchestration.headless import Order, Outcome
+    from nanobanana_pipeline.orchestration.headless import Outcome
+    from nanobanana_pipeline.orchestration.order import Order
     from nanobanana_pipeline.settings import Settings
 
 
@@ -70,7 +71,7 @@ def run(
         )
     if max_cost is not None and max_cost <= 0:
         raise click.BadParameter("must be more than 0", param_hint="--max-cost")
-    from nanobanana_pipeline.orchestration.headless import Order
+    from nanobanana_pipeline.orchestration.order import Order
 
     order = Order(
         catalogue=catalogue,
@@ -95,7 +96,7 @@ def demo() -> int:
     Needs no key and costs nothing, whatever the environment says. Everything is made in data/demo, apart from real
     work. Run it again, and nothing is made or paid twice.
     """
-    from nanobanana_pipeline.orchestration.headless import Order
+    from nanobanana_pipeline.orchestration.order import Order
 
     settings = environment.demo_settings()
     note("a simulated provider stands in for the real one: the pictures are drawn here, and no money is spent")

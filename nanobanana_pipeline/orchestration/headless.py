@@ -11,10 +11,9 @@ import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, Protocol
@@ -25,15 +24,14 @@ from dagster._core.instance.ref import InstanceRef
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation import rest
-from nanobanana_pipeline.generation.journal import LogFormat, formatter
 from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.shard_run import ShardReport
 from nanobanana_pipeline.generation.staleness import COMPARED
 from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
-from nanobanana_pipeline.ledger.states import ItemState
-from nanobanana_pipeline.ledger.work import Rerun, ShardWork, first_to_begin, items_named
+from nanobanana_pipeline.ledger.work import ShardWork, first_to_begin, items_named
+from nanobanana_pipeline.orchestration.command_log import log_file, logging_to
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.instance import free_dead_slots, opening, prepare_home
 from nanobanana_pipeline.orchestration.jobs import (
@@ -43,6 +41,7 @@ from nanobanana_pipeline.orchestration.jobs import (
     generation_config,
     refresh_config,
 )
+from nanobanana_pipeline.orchestration.order import Order, Share, shares
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.reporting.approval import Ruling, rule, save
@@ -63,61 +62,11 @@ _REPORT_GRACE_S: Final = 8.0
 """As long for the pages, which the next run makes anew."""
 _STOP_LIMIT_S: Final = 60.0
 """Far beyond what a stop takes: after it the process ends in whatever state it is, as a crash would end it."""
-_LOGS_KEPT: Final = 50
 
 # Dagster's redirection of what steps print takes the whole process, its other threads and the terminal included.
 _NO_REDIRECTION: Final = {
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What one command asks for; `options` are those of the generation's launchpad."""
-
-    catalogue: str | None = None
-    limit: int | None = None
-    retry_failed: bool = False
-    resubmit_unknown: bool = False
-    regenerate: bool = False
-    items: tuple[str, ...] = ()
-    """The only items that may be begun, by item_id or prompt_id; none given is all of them."""
-    allow_duplicates: bool = False
-    max_cost_usd: Decimal | None = None
-
-    @property
-    def rerun(self) -> Rerun | None:
-        """What is to be paid for again."""
-        return Rerun.of(regenerate=self.regenerate, retry_failed=self.retry_failed)
-
-    def wants(self, work: ShardWork, *, on_unknown: str) -> bool:
-        """Whether a run of the shard could do anything."""
-        count = work.states.get
-        return bool(
-            work.left
-            or ((self.resubmit_unknown or on_unknown == "resubmit") and count(ItemState.UNKNOWN))
-            or ((self.retry_failed or self.regenerate) and count(ItemState.FAILED))
-            or (self.regenerate and count(ItemState.DONE))
-        )
-
-    def new_items(self, work: ShardWork) -> int:
-        """Items of the shard for which new attempts may be made."""
-        states = [ItemState.PENDING, ItemState.DEFERRED]
-        states += [ItemState.FAILED] * (self.retry_failed or self.regenerate) + [ItemState.DONE] * self.regenerate
-        return sum(work.states.get(state, 0) for state in states)
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A shard's part of the work: how many items may be begun there (None: all), and how many there are to do.
-
-    `chosen` are the only ones (by item_id) that may be begun; none is any of them.
-    """
-
-    shard: str
-    limit: int | None
-    items: int
-    chosen: tuple[str, ...] = ()
 
 
 class Watcher(Protocol):
@@ -178,7 +127,7 @@ def run_pipeline(settings: Settings, order: Order, watcher: Watcher, *, home: Pa
     with Workspace.open(settings) as workspace, instance_for_threads(home) as instance:
         resource = NanoBananaResource.from_settings(settings)
         # Asked before anything else: a provider out of reach, or a ledger that is someone else's, is one line at once.
-        with resource.provider(workspace) as access, _logging_to(log, settings.log_format) as logger:
+        with resource.provider(workspace) as access, logging_to(log, settings.log_format) as logger:
             outcome = Outcome(access.stamp, workspace.output, str(log))
             free_dead_slots(instance)
             session = Session(run_scope=command, logs_to_file=True)
@@ -204,39 +153,6 @@ def instance_for_threads(home: Path) -> Generator[dg.DagsterInstance]:
         handlers = list(instance.get_yaml_python_handlers())
         instance.get_yaml_python_handlers = lambda: handlers
         yield instance
-
-
-def log_file(folder: Path, command: str) -> Path:
-    """A new file for what Dagster has to say; old ones go."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"can't write to {folder} ({error.strerror}): set NANOBANANA_OUTPUT to another folder"
-        ) from None
-    for old in sorted(folder.glob("run-*.log"))[: 1 - _LOGS_KEPT]:
-        old.unlink(missing_ok=True)
-    return folder / f"run-{command}.log"
-
-
-def shares(
-    order: Order, work: Sequence[ShardWork], firsts: Mapping[str, int] | None = None, *, on_unknown: str
-) -> list[Share]:
-    """Each shard's part, by priority, then in order of catalogue and number: the same answer for the same ledger.
-
-    With a limit, `firsts` says how many of the items that have their turn are in each shard. A shard without any still
-    has its turn when attempts of it are open: they are paid for.
-    """
-    found: list[Share] = []
-    for shard in sorted(work, key=lambda shard: -shard.priority):
-        if not order.wants(shard, on_unknown=on_unknown):
-            continue
-        begun = sum(shard.states.get(state, 0) for state in (ItemState.OPEN, ItemState.OVERDUE))
-        if firsts is None:
-            found.append(Share(shard.shard, None, order.new_items(shard) + begun))
-        elif (part := firsts.get(shard.shard, 0)) or begun:
-            found.append(Share(shard.shard, part, part + begun))
-    return found
 
 
 class _Run:
@@ -512,22 +428,3 @@ def total(tallies: Iterable[Tally]) -> Tally:
             else:
                 setattr(summed, each.name, getattr(summed, each.name) + value)
     return summed
-
-
-@contextmanager
-def _logging_to(file: Path, log_format: LogFormat) -> Generator[logging.Logger]:
-    """A logger for Dagster's runs that writes to `file` alone; what libraries warn of goes there, too."""
-    handler = logging.FileHandler(file)
-    handler.setFormatter(formatter(log_format))
-    logger = logging.getLogger("nanobanana.headless")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(handler)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield logger
-    finally:
-        for each in (logger, logging.getLogger()):
-            each.removeHandler(handler)
-        with suppress(OSError):
-            handler.close()

@@ -1,0 +1,77 @@
+"""What one command asks for, and each shard's part of it. Knows no Dagster: only what the ledger says is left to do."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from nanobanana_pipeline.ledger.states import ItemState
+from nanobanana_pipeline.ledger.work import Rerun, ShardWork
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What one command asks for; `options` are those of the generation's launchpad."""
+
+    catalogue: str | None = None
+    limit: int | None = None
+    retry_failed: bool = False
+    resubmit_unknown: bool = False
+    regenerate: bool = False
+    items: tuple[str, ...] = ()
+    """The only items that may be begun, by item_id or prompt_id; none given is all of them."""
+    allow_duplicates: bool = False
+    max_cost_usd: Decimal | None = None
+
+    @property
+    def rerun(self) -> Rerun | None:
+        """What is to be paid for again."""
+        return Rerun.of(regenerate=self.regenerate, retry_failed=self.retry_failed)
+
+    def wants(self, work: ShardWork, *, on_unknown: str) -> bool:
+        """Whether a run of the shard could do anything."""
+        count = work.states.get
+        return bool(
+            work.left
+            or ((self.resubmit_unknown or on_unknown == "resubmit") and count(ItemState.UNKNOWN))
+            or ((self.retry_failed or self.regenerate) and count(ItemState.FAILED))
+            or (self.regenerate and count(ItemState.DONE))
+        )
+
+    def new_items(self, work: ShardWork) -> int:
+        """Items of the shard for which new attempts may be made."""
+        states = [ItemState.PENDING, ItemState.DEFERRED]
+        states += [ItemState.FAILED] * (self.retry_failed or self.regenerate) + [ItemState.DONE] * self.regenerate
+        return sum(work.states.get(state, 0) for state in states)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A shard's part of the work: how many items may be begun there (None: all), and how many there are to do.
+
+    `chosen` are the only ones (by item_id) that may be begun; none is any of them.
+    """
+
+    shard: str
+    limit: int | None
+    items: int
+    chosen: tuple[str, ...] = ()
+
+
+def shares(
+    order: Order, work: Sequence[ShardWork], firsts: Mapping[str, int] | None = None, *, on_unknown: str
+) -> list[Share]:
+    """Each shard's part, by priority, then in order of catalogue and number: the same answer for the same ledger.
+
+    With a limit, `firsts` says how many of the items that have their turn are in each shard. A shard without any still
+    has its turn when attempts of it are open: they are paid for.
+    """
+    found: list[Share] = []
+    for shard in sorted(work, key=lambda shard: -shard.priority):
+        if not order.wants(shard, on_unknown=on_unknown):
+            continue
+        begun = sum(shard.states.get(state, 0) for state in (ItemState.OPEN, ItemState.OVERDUE))
+        if firsts is None:
+            found.append(Share(shard.shard, None, order.new_items(shard) + begun))
+        elif (part := firsts.get(shard.shard, 0)) or begun:
+            found.append(Share(shard.shard, part, part + begun))
+    return found
