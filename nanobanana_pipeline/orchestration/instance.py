@@ -164,7 +164,7 @@ def sign_run(instance: DagsterInstance, run: DagsterRun) -> None:
     """
     tags = {WORKER_TAG: json.dumps({"run_id": run.run_id, **asdict(ProcessIdentity.current())})}
     if ENDED_TAG in run.tags:
-        # A re-execution takes all of its parent's tags over, and has not ended in that way itself.
+        # Its parent's, or its own of an earlier life: a worker may die between the note and the end.
         tags[ENDED_TAG] = ""
     instance.add_run_tags(run.run_id, tags)
 

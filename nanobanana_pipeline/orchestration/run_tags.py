@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Final
 
+import dagster as dg
+
 RUN_SCOPE_TAG: Final = "nanobanana/run_scope"
 """May be set on runs that share one cap: whatever they spend counts together against `max_cost_usd`."""
 
@@ -22,3 +24,14 @@ class Ended(StrEnum):
     BY_A_SIGNAL = "stopped by a signal"
     BY_AN_ERROR = "an error that a person has to mend"
     FOR_AN_APPROVAL = "to wait for a person's approval"
+
+    def of(self, run_id: str) -> dict[str, str]:
+        """The note on this run: a re-execution bears all of its parent's tags, and has not ended like that itself."""
+        return {ENDED_TAG: f"{self} (run {run_id})"}
+
+    @classmethod
+    def noted_on(cls, run: dg.DagsterRun) -> "Ended | None":
+        """What the run noted of its own end."""
+        noted = run.tags.get(ENDED_TAG, "")
+        own = f" (run {run.run_id})"
+        return cls(noted.removesuffix(own)) if noted.endswith(own) else None

@@ -15,7 +15,7 @@ from nanobanana_pipeline.ledger.work import ShardWork
 from nanobanana_pipeline.model_specs.pricing import reservation
 from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.orchestration.partitions import PARTITION_TAG
-from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, Ended
+from nanobanana_pipeline.orchestration.run_tags import Ended
 from nanobanana_pipeline.orchestration.shard_choice import End, Facts, PastRun, full_catalogues
 from nanobanana_pipeline.reporting.approval import unapproved
 
@@ -86,15 +86,15 @@ def _past(records: Iterable[dg.RunRecord]) -> list[PastRun]:
 
 def end_of(run: dg.DagsterRun) -> End:
     """How a run that is over ended."""
-    noted = run.tags.get(ENDED_TAG)
+    noted = Ended.noted_on(run)
     if run.status is DagsterRunStatus.SUCCESS:
         return End.SUCCEEDED
     if run.status is DagsterRunStatus.CANCELED:
         # Taken out of the queue, it had no chance to leave a note: that too was a person.
-        return End.ABANDONED if noted == Ended.BY_A_SIGNAL else End.STOPPED
-    if noted == Ended.FOR_AN_APPROVAL:
+        return End.ABANDONED if noted is Ended.BY_A_SIGNAL else End.STOPPED
+    if noted is Ended.FOR_AN_APPROVAL:
         return End.UNAPPROVED
-    return End.BROKEN if noted == Ended.BY_AN_ERROR else End.ABANDONED
+    return End.BROKEN if noted is Ended.BY_AN_ERROR else End.ABANDONED
 
 
 def _shard_of(record: dg.RunRecord) -> str:

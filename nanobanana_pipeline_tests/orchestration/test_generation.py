@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from nanobanana_pipeline.generation.tally import Tally
-from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, RUN_SCOPE_TAG, Ended
+from nanobanana_pipeline.orchestration.run_tags import RUN_SCOPE_TAG, Ended
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline_tests.orchestration.conftest import Orchestra, failure_of, rows
 
@@ -130,7 +130,7 @@ def test_a_wrong_key_stops_at_once_and_is_nowhere_to_be_found(
     assert "UserError" not in error.to_string()
     assert orchestra.pipeline.billed() == []
     assert {row["status"] for row in orchestra.pipeline.table("results")} == {"pending"}
-    assert orchestra.run_of(result).tags[ENDED_TAG] == Ended.BY_AN_ERROR
+    assert Ended.noted_on(orchestra.run_of(result)) is Ended.BY_AN_ERROR
     assert secret not in events_text(orchestra.instance)
     holding = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     assert holding == []
@@ -178,7 +178,7 @@ def test_a_stop_ends_as_canceled_and_the_next_run_goes_on(orchestra: Orchestra) 
     orchestra.pipeline.simulator.set_faults([{"fault": "slow_task", "seconds": 30}])
     stopped = orchestra.generate()
     assert orchestra.run_of(stopped).status is dg.DagsterRunStatus.CANCELED
-    assert orchestra.run_of(stopped).tags[ENDED_TAG] == Ended.BY_A_SIGNAL
+    assert Ended.noted_on(orchestra.run_of(stopped)) is Ended.BY_A_SIGNAL
     assert {row["status"] for row in orchestra.pipeline.table("results")} == {"in_flight"}
     observed = [event for event in stopped.all_events if event.is_asset_observation]
     assert len(observed) == 1

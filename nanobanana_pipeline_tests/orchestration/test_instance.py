@@ -206,7 +206,7 @@ def test_a_re_execution_of_a_killed_run_is_not_taken_for_dead(home: Path) -> Non
         parent = instance.get_run_by_id(killed)
         assert parent is not None
         assert end_dead_runs(instance) == [killed]
-        tags = {**parent.tags, ENDED_TAG: Ended.BY_A_PERSON.value}
+        tags = {**parent.tags, **Ended.BY_A_PERSON.of(killed)}
         again = instance.add_run(DagsterRun("generate", tags=tags, status=DagsterRunStatus.STARTING))
         assert end_dead_runs(instance) == []
         sign_run(instance, again)

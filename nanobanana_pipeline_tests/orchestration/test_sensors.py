@@ -9,7 +9,7 @@ import pytest
 from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
-from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, Ended
+from nanobanana_pipeline.orchestration.run_tags import Ended
 from nanobanana_pipeline.orchestration.sensors import CatalogueCursor, ReportCursor
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.orchestration.shard_choice import End
@@ -169,7 +169,7 @@ def test_a_killed_run_is_resumed_and_one_that_a_person_stopped_is_not(orchestra:
     orchestra.session = session
     run_id = orchestra.generate().run_id
     assert shards(tick("generation_sensor", orchestra)) == ["cat-000000"]
-    orchestra.instance.add_run_tags(run_id, {ENDED_TAG: Ended.BY_A_PERSON.value})
+    orchestra.instance.add_run_tags(run_id, Ended.BY_A_PERSON.of(run_id))
     assert "a person stopped it" in said(tick("generation_sensor", orchestra))
     orchestra.pipeline.write(rows(3))
     orchestra.refresh()
@@ -201,19 +201,29 @@ def test_an_unusable_ledger_is_said(orchestra: Orchestra, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("status", "tags", "end"),
+    ("status", "noted", "end"),
     [
-        (dg.DagsterRunStatus.SUCCESS, {}, End.SUCCEEDED),
-        (dg.DagsterRunStatus.FAILURE, {}, End.ABANDONED),
-        (dg.DagsterRunStatus.FAILURE, {ENDED_TAG: Ended.BY_AN_ERROR.value}, End.BROKEN),
-        (dg.DagsterRunStatus.CANCELED, {}, End.STOPPED),
-        (dg.DagsterRunStatus.CANCELED, {ENDED_TAG: Ended.BY_A_PERSON.value}, End.STOPPED),
-        (dg.DagsterRunStatus.CANCELED, {ENDED_TAG: Ended.BY_A_SIGNAL.value}, End.ABANDONED),
+        (dg.DagsterRunStatus.SUCCESS, None, End.SUCCEEDED),
+        (dg.DagsterRunStatus.FAILURE, None, End.ABANDONED),
+        (dg.DagsterRunStatus.FAILURE, Ended.BY_AN_ERROR, End.BROKEN),
+        (dg.DagsterRunStatus.FAILURE, Ended.FOR_AN_APPROVAL, End.UNAPPROVED),
+        (dg.DagsterRunStatus.CANCELED, None, End.STOPPED),
+        (dg.DagsterRunStatus.CANCELED, Ended.BY_A_PERSON, End.STOPPED),
+        (dg.DagsterRunStatus.CANCELED, Ended.BY_A_SIGNAL, End.ABANDONED),
     ],
 )
-def test_how_a_run_ended_is_read_from_what_it_left(status: dg.DagsterRunStatus, tags: dict[str, str], end: End) -> None:
+def test_how_a_run_ended_is_read_from_what_it_left(status: dg.DagsterRunStatus, noted: Ended | None, end: End) -> None:
     """A run that was killed could leave no note: that is how it is told."""
-    assert end_of(dg.DagsterRun("generate_images", status=status, tags=tags)) is end
+    run = dg.DagsterRun("generate_images", status=status)
+    assert end_of(run.with_tags(noted.of(run.run_id) if noted else {})) is end
+
+
+@pytest.mark.parametrize("noted", Ended)
+def test_a_re_execution_that_is_killed_at_its_very_start_did_not_end_as_its_parent(noted: Ended) -> None:
+    """It bears its parent's tags before it is at work: read as its own, the sensor would leave its shard alone."""
+    parent = dg.DagsterRun("generate_images")
+    tags = noted.of(parent.run_id)
+    assert end_of(dg.DagsterRun("generate_images", status=dg.DagsterRunStatus.FAILURE, tags=tags)) is End.ABANDONED
 
 
 # --- report_sensor

@@ -37,7 +37,7 @@ from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.orchestration.partitions import BACKFILL_TAG
 from nanobanana_pipeline.orchestration.progress import Progress, duration
 from nanobanana_pipeline.orchestration.resources import Access, NanoBananaResource, mode_of
-from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, RUN_SCOPE_TAG, SENT_TAG, Ended
+from nanobanana_pipeline.orchestration.run_tags import RUN_SCOPE_TAG, SENT_TAG, Ended
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.reporting.approval import ApprovalNeededError, Ruling, rule_of_shard
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
@@ -163,7 +163,8 @@ class _Run:
             raise
 
     def _ended(self, how: Ended) -> None:
-        self.context.instance.add_run_tags(self.context.run.run_id, {ENDED_TAG: how.value})
+        run_id = self.context.run.run_id
+        self.context.instance.add_run_tags(run_id, how.of(run_id))
 
     def _stopped(self) -> None:
         """Note who stopped the run, and let it end as canceled.
