@@ -7,6 +7,7 @@ that is cut short while it is read would end the whole process.
 # pyright: reportUnknownParameterType=false
 
 import hashlib
+import os
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from nanobanana_pipeline.object_stores.opening import open_uri
 _SUFFIX = ".parquet"
 _HIDDEN = ("_", ".")
 _READ_BUFFER_BYTES = 1 << 20
+_ENDS = (b"PAR1", b"PARE")
+_LEAST_BYTES = 12
+_SLOWEST_WRITER_S = 600.0
+"""A file without its end that nobody has written to for so long stays like that, and a person should hear of it."""
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = range(64, 16_384)
 # What the file systems call the mark that changes with a file's content, most telling first.
@@ -92,6 +97,16 @@ def find_catalogues(root: str) -> list[CatalogueSource]:
                 f"two catalogues are called {one.name!r} ({one.files[0].path} and {other.files[0].path}): rename one"
             )
     return found
+
+
+def is_being_written(source: CatalogueSource, now: float) -> bool:
+    """Whether some file has no Parquet end yet and was written to of late; `now` in seconds since the epoch.
+
+    A writer that waits for its rows leaves a file at rest for minutes, half of it. In an object store there are no
+    halves.
+    """
+    recent = (file for file in source.files if _is_local(file) and abs(now - _written_at(file)) < _SLOWEST_WRITER_S)
+    return not all(map(_has_its_end, recent))
 
 
 def iter_batches(file: CatalogueFile) -> Iterator[pa.RecordBatch]:
@@ -202,6 +217,26 @@ def _size_and_change(path: str) -> tuple[int, str]:
         # Gone since it was listed, or a link to nowhere: reading it will say so, in a rejection of its own.
         return 0, ""
     return found.st_size, str(found.st_mtime_ns)
+
+
+def _is_local(file: CatalogueFile) -> bool:
+    return file.uri.startswith("/") and bool(file.changed)
+
+
+def _written_at(file: CatalogueFile) -> float:
+    return int(file.changed) / 1e9
+
+
+def _has_its_end(file: CatalogueFile) -> bool:
+    try:
+        with Path(file.uri).open("rb") as opened:
+            if opened.seek(0, os.SEEK_END) < _LEAST_BYTES:
+                return False
+            opened.seek(-4, os.SEEK_END)
+            return opened.read(4) in _ENDS
+    except OSError:
+        # Reading it will say what is wrong.
+        return True
 
 
 def _basename(path: str) -> str:

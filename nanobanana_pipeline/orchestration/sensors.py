@@ -15,11 +15,11 @@ from typing import Final, Self
 import dagster as dg
 from dagster import DagsterRunStatus
 
-from nanobanana_pipeline.catalogue.reading import find_catalogues
+from nanobanana_pipeline.catalogue.reading import find_catalogues, is_being_written
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.orchestration.fingerprint import catalogue_fingerprint
 from nanobanana_pipeline.orchestration.instance import end_dead_runs, hand_out_again
-from nanobanana_pipeline.orchestration.jobs import Jobs
+from nanobanana_pipeline.orchestration.jobs import Jobs, refresh_config
 from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.run_tags import STARTED_BY_TAG
@@ -33,8 +33,10 @@ GENERATION_EVERY_S: Final = 30
 REPORT_EVERY_S: Final = 30
 ALERTS_EVERY_S: Final = 60
 
+_LONGEST_UNREST_S: Final = 120.0
 _LEAST_ACTIVE: Final = 12
 _QUEUED_FOR_EACH: Final = 2
+_NAMED: Final = 5
 
 _REPORT_PAUSE_S: Final = 300.0
 _ENDED: Final = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
@@ -52,23 +54,32 @@ def build_sensors(names: Names, jobs: Jobs, every_s: int | None = None) -> tuple
 
 @dataclass(frozen=True, slots=True)
 class CatalogueCursor:
-    """The catalogues' fingerprint at the last look, and that for which a run was last started."""
+    """The catalogues' fingerprint at the last look, that for which a run was last started, and since when they differ.
+
+    Times in seconds since the epoch; 0 while they don't.
+    """
 
     seen: str = ""
     started: str = ""
+    changing_since: float = 0.0
 
     @classmethod
     def read(cls, text: str | None) -> Self:
         """From the sensor's cursor; anything unreadable is a first look."""
         return cls(**json.loads(text)) if text else cls()
 
-    def look(self, fingerprint: str) -> tuple[Self, bool]:
+    def look(self, fingerprint: str, now: float) -> tuple[Self, bool]:
         """The next cursor, and whether to start a run.
 
         A file that is being copied changes from look to look: a change counts only when the next look finds it again.
+        Where a file comes every few seconds none ever does, and what has come must not wait for the last.
         """
-        settled = fingerprint == self.seen and fingerprint != self.started
-        return type(self)(fingerprint, fingerprint if settled else self.started), settled
+        if fingerprint == self.started:
+            return type(self)(fingerprint, self.started), False
+        since = self.changing_since or now
+        if fingerprint == self.seen or now - since >= _LONGEST_UNREST_S:
+            return type(self)(fingerprint, fingerprint), True
+        return type(self)(fingerprint, self.started, since), False
 
 
 def _catalogue_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefinition:
@@ -87,22 +98,27 @@ def _catalogue_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefini
             sources = find_catalogues(nano_banana.settings().catalogue)
         except UserError as error:
             return dg.SkipReason(str(error))
+        now = time.time()
+        being_written = [source.name for source in sources if is_being_written(source, now)]
         cursor = CatalogueCursor.read(context.cursor)
-        after, start = cursor.look(catalogue_fingerprint(sources))
-        requests = (
-            [dg.RunRequest(tags={STARTED_BY_TAG: names.tag("catalogue_sensor")})]
-            if start and (sources or cursor.started)
-            else []
-        )
-        reason = None if requests else _why_nothing(cursor, after, len(sources))
+        after, start = cursor.look(catalogue_fingerprint(sources, being_written), now)
+        whole = [source.name for source in sources if source.name not in being_written]
+        requests: list[dg.RunRequest] = []
+        if start and (whole or (cursor.started and not being_written)):
+            config = refresh_config(whole if being_written else None)
+            requests = [dg.RunRequest(run_config=config, tags={STARTED_BY_TAG: names.tag("catalogue_sensor")})]
+        reason = None if requests else _why_nothing(after, being_written, len(sources))
         return dg.SensorResult(run_requests=requests, skip_reason=reason, cursor=json.dumps(asdict(after)))
 
     return catalogue_sensor
 
 
-def _why_nothing(before: CatalogueCursor, after: CatalogueCursor, catalogues: int) -> str:
-    if after.seen != before.seen:
+def _why_nothing(after: CatalogueCursor, being_written: Sequence[str], catalogues: int) -> str:
+    if after.seen != after.started:
         return "files have changed: they are read once they come to rest"
+    if being_written:
+        more = " …" if len(being_written) > _NAMED else ""
+        return f"read when they are whole: {', '.join(being_written[:_NAMED])}{more}"
     return f"nothing has changed in any of {catalogues}" if catalogues else "the folder holds no catalogue"
 
 

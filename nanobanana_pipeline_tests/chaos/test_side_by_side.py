@@ -144,13 +144,22 @@ def test_the_cap_holds_at_every_commit_over_four_processes(
     pipeline.assert_books_agree()
 
 
-def test_two_runs_of_one_shard_do_its_work_once(make: Make) -> None:
-    """Someone clicks twice: the work is done once, and all of it is in the tables."""
-    pipeline = make(40, {"max_in_flight": 4, "budget_usd": 1000}, latency=0.2)
-    with worker(pipeline, "one") as one, worker(pipeline, "two") as two:
+@pytest.mark.parametrize("second", ["two", "one"], ids=["two runs", "one run started twice"])
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_two_runs_of_one_shard_do_its_work_once(
+    make: Make, database: str, second: str, request: pytest.FixtureRequest
+) -> None:
+    """Someone clicks twice, or a busy Dagster starts a run once more: the work is done once, and all of it is shown."""
+    pipeline = make(40, {"max_in_flight": 4, "budget_usd": 1000}, latency=0.8)
+    if database == "postgres":
+        pipeline.ledger_url = request.getfixturevalue("postgres_url")
+    with worker(pipeline, "one") as one, worker(pipeline, second) as two:
         assert (one.wait(120), two.wait(120)) == (0, 0)
     assert sorted(pipeline.accepted()) == sorted(f"picture {n}" for n in range(40))
     assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
+    with Ledger(pipeline.ledger_url or pipeline.settings.ledger) as ledger, ledger.database.read() as connection:
+        owners = connection.exec_driver_sql("SELECT count(DISTINCT owner) FROM attempts").scalar_one()
+    assert owners == 2, "they did not work side by side"
     pipeline.assert_books_agree()
 
 

@@ -1,5 +1,7 @@
 """Sensors and schedules on a real instance: what they start, when they hold back, and what they say then."""
 
+import os
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.orchestration.definitions import build_defs
+from nanobanana_pipeline.orchestration.jobs import refresh_config
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.run_tags import Ended
 from nanobanana_pipeline.orchestration.sensors import CatalogueCursor, ReportCursor
@@ -51,21 +54,70 @@ def shards(answer: dg.SensorResult) -> list[str | None]:
 
 def test_a_file_that_is_being_copied_is_left_until_it_comes_to_rest() -> None:
     """Half a Parquet file would be one rejected row, and the catalogue's items would wait for the next change."""
-    cursor, started = CatalogueCursor().look("half")
+    cursor, started = CatalogueCursor().look("half", 0)
     assert not started
-    cursor, started = cursor.look("whole")
+    cursor, started = cursor.look("whole", 15)
     assert not started
-    cursor, started = cursor.look("whole")
+    cursor, started = cursor.look("whole", 30)
     assert started
-    cursor, started = cursor.look("whole")
+    cursor, started = cursor.look("whole", 45)
     assert not started
+
+
+def test_where_a_file_comes_every_few_seconds_the_others_are_read_all_the_same() -> None:
+    """A feed that never rests would keep all that came before it waiting until the evening."""
+    cursor, starts = CatalogueCursor(), list[int]()
+    for now in range(1000, 1600, 15):
+        cursor, started = cursor.look(f"with the file of {now}", now)
+        starts += [now] * started
+    assert starts == [1120, 1255, 1390, 1525]
+
+
+def test_a_half_written_file_is_left_until_it_is_whole_however_long_its_writer_rests(orchestra: Orchestra) -> None:
+    """A writer that waits for its rows leaves half a file at rest; the other catalogues need not wait with it."""
+
+    def settle(cursor: str | None) -> tuple[list[Any], str | None]:
+        configs: list[Any] = []
+        for _ in range(3):
+            answer = tick("catalogue_sensor", orchestra, cursor)
+            cursor = answer.cursor or cursor
+            configs += [request.run_config for request in answer.run_requests or ()]
+        return configs, cursor
+
+    whole = orchestra.pipeline.write(rows(2), "slow").read_bytes()
+    slow = orchestra.pipeline.folder / "catalogue" / "slow.parquet"
+    slow.write_bytes(whole[: len(whole) // 2])
+    for number in range(300):
+        (slow.parent / f"other-{number:03d}.parquet").write_bytes(whole)
+    configs, cursor = settle(None)
+    assert configs == [refresh_config([f"other-{number:03d}" for number in range(300)])]
+    slow.write_bytes(whole[:-5])
+    configs, cursor = settle(cursor)
+    assert configs == []
+    assert said(tick("catalogue_sensor", orchestra, cursor)) == "read when they are whole: slow"
+    slow.write_bytes(whole)
+    configs, cursor = settle(cursor)
+    assert configs == [refresh_config()]
+    assert settle(cursor)[0] == []
+
+
+def test_a_file_that_was_left_torn_is_told_in_the_end(orchestra: Orchestra) -> None:
+    """Its writer has died: waiting for ever would keep it from the rejected rows, where a person looks."""
+    torn = orchestra.pipeline.write(rows(1))
+    torn.write_bytes(torn.read_bytes()[:-5])
+    cursor = tick("catalogue_sensor", orchestra).cursor
+    assert said(tick("catalogue_sensor", orchestra, cursor))
+    an_hour_ago = time.time() - 3600
+    os.utime(torn, (an_hour_ago, an_hour_ago))
+    cursor = tick("catalogue_sensor", orchestra, cursor).cursor
+    assert len(tick("catalogue_sensor", orchestra, cursor).run_requests or ()) == 1
 
 
 def test_a_file_put_back_as_it_was_is_a_change_too() -> None:
     """The ledger has entered what was there in between."""
     cursor = CatalogueCursor("b", "b")
-    cursor, _ = cursor.look("a")
-    cursor, started = cursor.look("a")
+    cursor, _ = cursor.look("a", 0)
+    cursor, started = cursor.look("a", 15)
     assert started
 
 
