@@ -29,8 +29,6 @@ from nanobanana_pipeline_tests.servers.many_machines import ManyMachines
 
 _LATENCY_S: Final = 6.0
 _LIMIT_S: Final = 3600.0
-_UNDER_WAY: Final = """
-{ runsOrError(filter: {statuses: [STARTED, STARTING, CANCELING]}) { ... on Runs { results { id } } } }"""
 _PARTS: Final = ("workers", "daemon", "code server", "web server", "PostgreSQL", "broker", "object store", "simulator")
 
 
@@ -93,13 +91,13 @@ def _measure(machines: ManyMachines, chosen: argparse.Namespace, workers: int) -
     machines.wait_for(
         "the workers", lambda: all(" ready." in worker.log.read_text() for worker in machines.workers), _LIMIT_S
     )
-    taken, done = _accepted(machines), sum(_states(machines).values())
+    taken, done = _accepted(machines), sum(machines.states().values())
     rows = _rows(chosen, f"turn{workers}")
     before = _standing(machines)
     machines.pipeline.write(rows, f"turn{workers}")
     in_the_air: set[str] = _kill(machines, taken, len(rows)) if chosen.kill and workers == chosen.workers[-1] else set()
     machines.wait_for("all images", lambda: _over(machines, taken, done + len(rows)), _LIMIT_S)
-    machines.wait_for("the runs' end", lambda: not machines.query(_UNDER_WAY)["runsOrError"]["results"], _LIMIT_S)
+    machines.wait_for("the runs' end", machines.at_rest, _LIMIT_S)
     after = _standing(machines)
     machines.in_the_air |= in_the_air
     return {"workers": workers, "items": len(rows), "table": _figures(before, after, len(rows))}
@@ -135,26 +133,18 @@ def _accepted(machines: ManyMachines) -> int:
     return machines.simulator.stats()["events"].get("accepted", 0)
 
 
-def _states(machines: ManyMachines) -> Counter[ItemState]:
-    counts: Counter[ItemState] = Counter()
-    with machines.pipeline.open() as workspace:
-        for work in workspace.ledger.shard_work():
-            counts.update(work.states)
-    return counts
-
-
 def _over(machines: ManyMachines, taken: int, items: int) -> bool:
     # It looks often, and is no part of what is measured: the provider's own count first, which costs nothing.
     if _accepted(machines) <= taken:
         return False
     time.sleep(0.5)
-    counts = _states(machines)
+    counts = machines.states()
     return counts[ItemState.DONE] + counts[ItemState.UNKNOWN] + counts[ItemState.FAILED] == items
 
 
 def _judged(machines: ManyMachines) -> list[str]:
-    items = sum(_states(machines).values())
-    unknown = _states(machines)[ItemState.UNKNOWN]
+    items = sum(machines.states().values())
+    unknown = machines.states()[ItemState.UNKNOWN]
     with machines.pipeline.open() as workspace:
         verdict = judge(workspace, machines.simulator.book, machines.in_the_air)
     billed = Counter(row["idempotency_key"] for row in machines.pipeline.billed())

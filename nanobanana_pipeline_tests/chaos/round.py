@@ -3,19 +3,16 @@
 import os
 import random
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
-from deltalake import DeltaTable
 from sqlalchemy.exc import DBAPIError
 
 from nanobanana_pipeline.generation.workspace import Workspace
@@ -37,6 +34,7 @@ from nanobanana_pipeline_tests.chaos.phases import (
     TABLES,
     Board,
 )
+from nanobanana_pipeline_tests.chaos.reading import READ_TABLES, reading_beside
 from nanobanana_pipeline_tests.chaos.verdict import Verdict, judge
 
 SHARD_SIZE: Final = 40
@@ -64,8 +62,6 @@ _TORN: Final = 0.5
 """Share of them before which a table's newest commit is torn."""
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _PEACE_TIMEOUT_S: Final = 600
-_READ_EVERY_S: Final = 2.0
-_READ_TABLES: Final = ("results", "attempts", "images")
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def run_round(plan: Round) -> Verdict:
         board = plan.folder / "board"
         killer = Killer(plan, settings, Board(board), simulator.book_path, rng)
         nursery = Nursery(plan.through, _environment(plan, settings), board, plan.folder / "stderr.log")
-        with _reading_beside(settings) as unreadable, closing(nursery):
+        with reading_beside(settings) as beside, closing(nursery):
             for _ in range(plan.kills):
                 killer.live_and_die(nursery, struck)
             # Peace: what the faults still hold back (a slow task, a host out of order) comes with time.
@@ -109,9 +105,7 @@ def run_round(plan: Round) -> Verdict:
         verdict.figures["table commits torn"] = struck.commits_torn
         for phase, times in struck.phases.items():
             verdict.figures[f"kills that struck: {phase}"] = times
-        verdict.figures["reads beside the run"] = unreadable.reads
-        for message in unreadable.messages:
-            verdict.fail(message)
+        beside.tell(verdict)
     return verdict
 
 
@@ -198,7 +192,7 @@ class Killer:
         for path in self.rng.sample(files, min(len(files), self.rng.randint(1, _MOST_FILES_LOST))):
             path.unlink()
             struck.files_lost += 1
-        commits = sorted((output / "tables" / self.rng.choice(_READ_TABLES) / "_delta_log").glob("*.json"))
+        commits = sorted((output / "tables" / self.rng.choice(READ_TABLES) / "_delta_log").glob("*.json"))
         # Never the first: without it there is no table, and whoever reads beside the run would say so.
         if len(commits) > 1 and self.rng.random() < _TORN:
             commits[-1].write_bytes(b"")
@@ -275,40 +269,3 @@ def _submitting(settings: Settings) -> set[str]:
         return set()  # killed before the ledger was made
     finally:
         engine.dispose()
-
-
-class _Reader:
-    def __init__(self, settings: Settings) -> None:
-        self._root = Path(settings.output) / "tables"
-        self.messages: list[str] = []
-        self.reads = 0
-
-    def read_all(self) -> None:
-        """Open each table as a stranger would, and count its rows."""
-        for name in _READ_TABLES:
-            folder = self._root / name
-            if not list((folder / "_delta_log").glob("*.json")):
-                continue
-            try:
-                rows: Any = DeltaTable(str(folder)).to_pyarrow_dataset().count_rows()
-                self.reads += 1 if rows >= 0 else 0
-            except Exception as error:  # noqa: BLE001 - whatever a stranger's reader meets
-                self.messages.append(f"a reader beside the run could not read {name}: {error!r}"[:500])
-
-
-@contextmanager
-def _reading_beside(settings: Settings) -> Generator[_Reader]:
-    reader = _Reader(settings)
-    done = threading.Event()
-
-    def loop() -> None:
-        while not done.wait(_READ_EVERY_S):
-            reader.read_all()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield reader
-    finally:
-        done.set()
-        thread.join()

@@ -20,8 +20,6 @@ GENERATION = ("images", "results", "attempts")
 _FOXES = 240
 _SHARD = 20
 _LIMIT_S = 600
-_UNDER_WAY = """
-query { runsOrError(filter: {statuses: [STARTED, STARTING, CANCELING]}) { ... on Runs { results { id } } } }"""
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +49,10 @@ def submitted(machines: ManyMachines, catalogue: str) -> int:
     return len([prompt for prompt in machines.pipeline.accepted() if prompt.startswith(catalogue)])
 
 
-def statuses(machines: ManyMachines, catalogue: str) -> Counter[ItemState]:
-    """The items of a catalogue by state."""
-    with machines.pipeline.open() as workspace:
-        found = workspace.ledger.shard_work([catalogue])
-    counts: Counter[ItemState] = Counter()
-    for work in found:
-        counts.update(work.states)
-    return counts
-
-
 def enter(machines: ManyMachines, catalogue: str, count: int) -> None:
     """Put a catalogue into the bucket, and see it read by itself."""
     machines.pipeline.write(prompts(catalogue, count), catalogue)
-    machines.wait_for("the catalogue", lambda: sum(statuses(machines, catalogue).values()) == count, _LIMIT_S)
+    machines.wait_for("the catalogue", lambda: sum(machines.states([catalogue]).values()) == count, _LIMIT_S)
 
 
 def prompts(catalogue: str, count: int) -> list[dict[str, str]]:
@@ -88,15 +76,6 @@ def test_a_stop_in_the_pages_ends_a_run_on_its_worker(machines: ManyMachines, wo
     assert machines.wait_for_end(again, _LIMIT_S) == "SUCCESS", machines.log
     assert {row["status"] for row in machines.pipeline.table("results")} == {"succeeded"}
     assert submitted(machines, "owls") == 4
-
-
-def at_rest(machines: ManyMachines) -> bool:
-    """Whether no run is under way, as far as the web server can tell."""
-    try:
-        return not machines.query(_UNDER_WAY)["runsOrError"]["results"]
-    except AssertionError:
-        # Each connection that it had pooled fails once after the database was restarted; a person reloads the page.
-        return False
 
 
 @pytest.mark.skipif(
@@ -129,16 +108,16 @@ def test_whatever_dies_on_the_way_every_image_is_made_and_paid_for_once(
     machines.postgres.restart()
 
     def over() -> bool:
-        counts = statuses(machines, "foxes")
+        counts = machines.states(["foxes"])
         return counts[ItemState.DONE] + counts[ItemState.UNKNOWN] == _FOXES
 
     machines.wait_for("all images", over, _LIMIT_S)
-    machines.wait_for("the runs' end", lambda: at_rest(machines), _LIMIT_S)
+    machines.wait_for("the runs' end", machines.at_rest, _LIMIT_S)
 
-    unknown = statuses(machines, "foxes")[ItemState.UNKNOWN]
+    unknown = machines.states(["foxes"])[ItemState.UNKNOWN]
     with machines.pipeline.open() as workspace:
         verdict = judge(workspace, machines.simulator.book, in_the_air)
     assert verdict.failures == [], machines.log
     billed = Counter(row["prompt"] for row in machines.pipeline.billed())
     assert set(billed.values()) == {1}
-    assert statuses(machines, "foxes")[ItemState.DONE] == _FOXES - unknown
+    assert machines.states(["foxes"])[ItemState.DONE] == _FOXES - unknown

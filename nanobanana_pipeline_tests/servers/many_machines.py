@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ import sqlalchemy as sa
 from typing_extensions import override
 
 from nanobanana_pipeline.ledger import schema
-from nanobanana_pipeline.ledger.states import AttemptState
+from nanobanana_pipeline.ledger.states import AttemptState, ItemState
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 from nanobanana_pipeline_tests.servers.dagster_pages import LOCATION, DagsterPages
@@ -41,6 +42,8 @@ _START_LIMIT_S: Final = 300.0
 _END_LIMIT_S: Final = 60.0
 say = partial(print, flush=True)
 _NANOBANANA: Final = (sys.executable, "-m", "nanobanana_pipeline.cli")
+_UNDER_WAY: Final = """
+query { runsOrError(filter: {statuses: [STARTED, STARTING, CANCELING]}) { ... on Runs { results { id } } } }"""
 
 
 @dataclass
@@ -200,15 +203,43 @@ class ManyMachines(DagsterPages):
             if not program.alive:
                 program.start()
 
-    def add_worker(self, *, processes: int = 2, queues: Sequence[str] = (), **environment: str) -> Program:
-        """A machine more."""
+    def add_worker(
+        self,
+        *,
+        processes: int = 2,
+        queues: Sequence[str] = (),
+        program: Sequence[str] = _NANOBANANA,
+        apart: bool = True,
+        **environment: str,
+    ) -> Program:
+        """A machine more; `program` is run in place of `nanobanana`.
+
+        One that is not `apart` has a process group and folders of its own, and no namespaces: as several workers on
+        one host, of which each can see whether the others live.
+        """
         name = f"worker{len(self.workers) + 1}"
         queue_options = [option for queue in queues for option in ("--queue", queue)]
-        command = [*_NANOBANANA, "worker", "--processes", str(processes), "--name", name, *queue_options]
-        worker = self._program(name, [*_apart(name), *command], **environment)
+        command = [*program, "worker", "--processes", str(processes), "--name", name, *queue_options]
+        worker = self._program(name, [*(_apart(name) if apart else ()), *command], **environment)
         worker.start()
         self.workers.append(worker)
         return worker
+
+    def states(self, catalogues: Sequence[str] | None = None) -> Counter[ItemState]:
+        """The items (of some catalogues) by state."""
+        counts: Counter[ItemState] = Counter()
+        with self.pipeline.open() as workspace:
+            for work in workspace.ledger.shard_work(catalogues):
+                counts.update(work.states)
+        return counts
+
+    def at_rest(self) -> bool:
+        """Whether no run is under way, as far as the web server can tell."""
+        try:
+            return not self.query(_UNDER_WAY)["runsOrError"]["results"]
+        except AssertionError:
+            # Each connection that it had pooled fails once after the database was restarted; a person reloads the page.
+            return False
 
     def being_submitted(self) -> set[str]:
         """The attempts whose request is on its way now: their outcome may be lost with their worker."""
