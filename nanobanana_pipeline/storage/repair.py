@@ -29,8 +29,8 @@ _STAGED: Final = re.compile(r"(_commit_.*\.json\.tmp|.*#\d+)\Z")
 BeforeLoss = Callable[[str], None]
 """Told a table's name before rows that it had are taken away: who is killed right after must find out later.
 
-A repair that was killed between removing the torn commit and writing its rows again left a table of images that looked
-whole, and lacked a shard for good.
+A repair that was killed between taking the torn commit away and writing its rows again left a table of images that
+looked whole, and lacked a shard for good.
 """
 
 
@@ -56,11 +56,14 @@ def repair_table(folder: Path, older_than_s: float, before_loss: BeforeLoss) -> 
     while entries and _is_torn(entries[-1]):
         torn = entries.pop()
         before_loss(name)
-        # A checkpoint of a commit that is gone would have the table stand at a version that is not there.
-        for checkpoint in log.glob(f"{torn.stem}.checkpoint*.parquet"):
-            checkpoint.unlink()
-        torn.unlink()
-        yield Repair(name, f"removed the torn commit {torn.name}", rebuild=True)
+        if int(torn.stem):
+            durable.write_files([(str(torn), _commit_of_nothing())])
+            yield Repair(
+                name, f"the commit {torn.name} was torn: one that changes nothing is in its place", rebuild=True
+            )
+        else:
+            torn.unlink()
+            yield Repair(name, f"removed the torn commit {torn.name}, which was to make the table", rebuild=True)
     for checkpoint in _torn_checkpoints(log):
         checkpoint.unlink()
         yield Repair(name, f"removed the torn checkpoint {checkpoint.name}", rebuild=False)
@@ -77,6 +80,17 @@ def repair_table(folder: Path, older_than_s: float, before_loss: BeforeLoss) -> 
         yield Repair(name, f"{reason}: moved to {aside.name}", rebuild=True)
         return
     yield from _missing_data(folder, before_loss)
+
+
+def _commit_of_nothing() -> bytes:
+    """What takes a torn commit's place.
+
+    Its version must not go: a reader beside a repair had listed it, and found no file of that name any more; and one
+    that had taken the empty file for a commit would never see another of the same version.
+    """
+    now_ms = time.time_ns() // 1_000_000
+    said = {"timestamp": now_ms, "operation": "REPAIR", "operationParameters": {}, "engineInfo": "nanobanana_pipeline"}
+    return json.dumps({"commitInfo": said}).encode() + b"\n"
 
 
 def _torn_checkpoints(log: Path) -> list[Path]:
