@@ -140,6 +140,13 @@ def test_what_is_under_way_goes_first_and_the_rest_in_order() -> None:
     assert choice.waiting == {Waiting.IN_TURN: 1}
 
 
+def test_the_more_urgent_shard_goes_first_but_after_what_is_under_way() -> None:
+    """The catalogue's column `priority` says what a person waits for."""
+    plain, urgent = shard("cat-000000", pending=1), replace(shard("cat-000007", pending=1), priority=5)
+    begun = shard("cat-000009", open=1)
+    assert choose([plain, urgent, begun], facts(), past(), most=3).start == ["cat-000009", "cat-000007", "cat-000000"]
+
+
 def test_past_runs_are_looked_up_a_few_shards_at_a_time_and_no_further_than_needed() -> None:
     """A tick has sixty seconds; ten thousand shards have a hundred thousand runs."""
     shards = [shard(f"cat-{number:06}", pending=1) for number in range(10_000)]

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from pydantic import SecretStr
 from nanobanana_pipeline.generation.client import HttpProvider
 from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
+from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
+from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.ledger import Stamp
 from nanobanana_pipeline.settings import SIMULATOR_KEY, Settings, load_settings
@@ -80,6 +82,18 @@ class World:
     def run_shard(self, shard: str, **options: Any) -> ShardReport:
         """Work one shard off."""
         return generate_shard(self.workspace, shard, self._open, self._options(options))
+
+    def stop_once_sent(self, submitted: int) -> None:
+        """Register what changed, and work shards off until so many of a shard's tasks are accepted; they are left."""
+        refreshed, stop = refresh(self.workspace), StopSwitch()
+
+        def watch(tally: Tally) -> None:
+            if tally.submitted >= submitted:
+                stop.throw()
+
+        with suppress(RunInterruptedError):
+            for shard in refreshed.shards:
+                generate_shard(self.workspace, shard, self._open, self._options({}), stop=stop, on_progress=watch)
 
     def _options(self, options: dict[str, Any]) -> RunOptions:
         run_id = f"run-{next(self._runs)}"

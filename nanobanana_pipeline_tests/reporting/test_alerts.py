@@ -110,6 +110,41 @@ def test_each_condition_is_seen_in_what_a_run_left(world: Callable[..., World], 
     )
 
 
+@pytest.mark.parametrize(("fault", "key"), [("unauthorised_401", "account/auth"), ("balance_403", "account/balance")])
+def test_a_refused_key_and_an_empty_account_are_told(world: Callable[..., World], fault: str, key: str) -> None:
+    """Every run stops at once until a person has seen to it: at night nobody reads its one line."""
+    made = world(faults=[{"fault": fault}])
+    made.catalogue("plain", rows(2))
+    with pytest.raises(UserError):
+        made.run()
+    assert keys(made.workspace.ledger) == {key}
+
+
+def test_a_task_that_does_not_end_is_told(world: Callable[..., World]) -> None:
+    """It may be billed any day, and only its provider can tell why it hangs."""
+    made = world(faults=[{"fault": "stuck"}], task_deadline_s=1)
+    made.catalogue("plain", rows(1))
+    made.run()
+    assert keys(made.workspace.ledger) == {"overdue/1"}
+
+
+def test_work_that_lies_open_with_nobody_at_it_is_told(world: Callable[..., World], ledger_url: str) -> None:
+    """A machine that is gone for good tells nobody; what it had sent is paid for, and its images expire."""
+    made = world(faults=[{"fault": "slow_task", "seconds": 3000}], ledger_url=ledger_url)
+    made.catalogue("plain", rows(12))
+    made.stop_once_sent(12)
+    ledger = made.workspace.ledger
+    assert keys(ledger) == set()
+    with ledger.database.write() as connection:
+        connection.execute(schema.attempts.update().values(created_at=schema.attempts.c.created_at - 901_000))
+    assert keys(ledger) == {"stale/1", "stale/10"}
+    lease = ledger.lease("plain-000000", "run-2")
+    lease.acquire()
+    with ledger.database.write() as connection:
+        connection.execute(schema.attempts.update().values(owner=lease.owner))
+    assert keys(ledger) == set()
+
+
 def test_a_crossing_is_told_once_and_again_only_after_it_ceased(world: Callable[..., World]) -> None:
     """An alert every minute is switched off, and then none is heard; one that never comes again is missed."""
     made = world()
