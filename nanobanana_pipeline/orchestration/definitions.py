@@ -30,6 +30,7 @@ def build_defs(
     resources: Mapping[str, Any] | None = None,
     executor: dg.ExecutorDefinition | None = None,
     sensor_interval_s: int | None = None,
+    nightly: str | None = None,
     **overrides: Any,
 ) -> dg.Definitions:
     """A pipeline's definitions.
@@ -37,8 +38,9 @@ def build_defs(
     `name` is for a pipeline beside the first, in a code location of its own: `autumn` reads NANOBANANA_AUTUMN_…, and
     what NANOBANANA_… says for all. `settings` take the environment's place; a key in them must also be in its variable,
     as only that name is passed on. `session` is shared by all runs of this process. `resources` are added, or take the
-    place of `nano_banana`. `sensor_interval_s` has all sensors look that often. Further arguments go to `Definitions`
-    in place of ours. Raises `UserError` when a setting is wrong.
+    place of `nano_banana`. `sensor_interval_s` has all sensors look that often, `nightly` (as cron says it, in UTC)
+    says when `nightly_generation` starts. Further arguments go to `Definitions` in place of ours. Raises `UserError`
+    when a setting is wrong.
     """
     chosen = settings or (load_settings() if name is None else load_settings(pipeline=name))
     names = Names(chosen.pipeline)
@@ -51,7 +53,7 @@ def build_defs(
         "assets": [*build_catalogue(names), build_generation(names, session), *build_reports(names)],
         "jobs": (jobs.refresh_catalogue, jobs.generate_images, jobs.report_costs, maintain_tables),
         "sensors": build_sensors(names, jobs, sensor_interval_s),
-        "schedules": build_schedules(names, jobs),
+        "schedules": build_schedules(names, jobs, nightly),
         "resources": known,
         # In one process: another for each step costs seconds. A job's own executor would not reach the runs that
         # the Materialize button and backfills start, so it is set for all of them here.

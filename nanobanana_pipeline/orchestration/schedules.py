@@ -12,16 +12,17 @@ from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.sensors import start_shards
 
+NIGHTLY: Final = "15 1 * * *"
 MOST_A_NIGHT: Final = 500
 """Shards that are queued in one night, of 1,000 prompts each by default."""
 
 
-def build_schedules(names: Names, jobs: Jobs) -> tuple[dg.ScheduleDefinition, ...]:
-    """The schedules of one pipeline."""
+def build_schedules(names: Names, jobs: Jobs, nightly: str | None = None) -> tuple[dg.ScheduleDefinition, ...]:
+    """The schedules of one pipeline; `nightly` is when generation starts, as cron says it."""
 
     @dg.schedule(
         job=jobs.generate_images,
-        cron_schedule="15 1 * * *",
+        cron_schedule=nightly or NIGHTLY,
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.STOPPED,
         description="Each night at 01:15 UTC, with a new day's budget: starts every shard that has images missing, "
@@ -34,7 +35,12 @@ def build_schedules(names: Names, jobs: Jobs) -> tuple[dg.ScheduleDefinition, ..
         """Start `generate_images` for shards with work left."""
         try:
             result = start_shards(
-                context.instance, names, nano_banana, most=MOST_A_NIGHT, started_by="nightly_generation"
+                context.instance,
+                names,
+                nano_banana,
+                most=MOST_A_NIGHT,
+                started_by="nightly_generation",
+                pausing=False,
             )
         except UserError as error:
             result = dg.SkipReason(str(error))
@@ -43,7 +49,11 @@ def build_schedules(names: Names, jobs: Jobs) -> tuple[dg.ScheduleDefinition, ..
             return
         for request in result.dynamic_partitions_requests or ():
             context.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
-        yield from result.run_requests or ()
+        for request in result.run_requests or ():
+            # A daemon that is started anew in the middle of a tick knows by the key what it has queued already; without
+            # one, Dagster refuses the tick as soon as there is more than one run in it.
+            shard = request.partition_key
+            yield dg.RunRequest(run_key=shard, partition_key=shard, tags=request.tags)
 
     daily_cost_report = dg.ScheduleDefinition(
         name="daily_cost_report",

@@ -151,9 +151,18 @@ def most_active(instance: dg.DagsterInstance) -> int:
 
 
 def start_shards(
-    instance: dg.DagsterInstance, names: Names, nano_banana: NanoBananaResource, *, most: int, started_by: str
+    instance: dg.DagsterInstance,
+    names: Names,
+    nano_banana: NanoBananaResource,
+    *,
+    most: int,
+    started_by: str,
+    pausing: bool = True,
 ) -> dg.SensorResult | dg.SkipReason:
-    """Runs for the shards that should be started now, so that at most so many are under way. Raises `UserError`."""
+    """Runs for the shards that should be started now, so that at most so many are under way. Raises `UserError`.
+
+    `pausing` leaves alone what was tried a short while ago.
+    """
     end_dead_runs(instance)
     with nano_banana.open_workspace() as workspace:
         work = workspace.ledger.shard_work()
@@ -163,7 +172,8 @@ def start_shards(
         return dg.SkipReason(
             f"the latest runs all failed for you to mend: see the last one; next try in {braking_s:.0f} s"
         )
-    choice = choose(work, facts, partial(past_runs, instance, names), most=max(0, most - len(facts.active)))
+    past_of, room = partial(past_runs, instance, names), max(0, most - len(facts.active))
+    choice = choose(work, facts, past_of, most=room, pausing=pausing)
     if not choice.start:
         plans = sorted(set(facts.unapproved.values())) if Waiting.UNAPPROVED in choice.waiting else []
         return dg.SkipReason("; ".join([str(choice), *(f"`nanobanana approve {plan}`" for plan in plans)]))

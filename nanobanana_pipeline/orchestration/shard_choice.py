@@ -89,10 +89,11 @@ class Choice:
         return reasons or "no shard has work left"
 
 
-def choose(shards: Sequence[ShardWork], facts: Facts, past_of: PastOf, *, most: int) -> Choice:
+def choose(shards: Sequence[ShardWork], facts: Facts, past_of: PastOf, *, most: int, pausing: bool = True) -> Choice:
     """The shards to start now, at most so many: first those with work under way, which may be paid for already.
 
-    Then those with the item of the highest priority that waits.
+    Then those with the item of the highest priority that waits. `pausing` leaves alone what was tried a short while
+    ago: who comes by once a night would leave it until the next.
 
     Past runs are looked up for a few shards at a time, and no further than needed.
     """
@@ -114,7 +115,7 @@ def choose(shards: Sequence[ShardWork], facts: Facts, past_of: PastOf, *, most: 
         for run in sorted(past_of([work.shard for work in page]), key=lambda run: -run.ended_at):
             past.setdefault(run.shard, []).append(run)
         for work in page:
-            reason = _reason_in_past(work, facts, past.get(work.shard, ()))
+            reason = _reason_in_past(work, facts, past.get(work.shard, ()), pausing=pausing)
             if reason is None and len(choice.start) < most:
                 choice.start.append(work.shard)
             else:
@@ -164,7 +165,7 @@ def _reason_now(work: ShardWork, facts: Facts) -> Waiting | None:
     return None
 
 
-def _reason_in_past(work: ShardWork, facts: Facts, past: Sequence[PastRun]) -> Waiting | None:
+def _reason_in_past(work: ShardWork, facts: Facts, past: Sequence[PastRun], *, pausing: bool) -> Waiting | None:
     if not past:
         return None
     latest = past[0]
@@ -174,7 +175,7 @@ def _reason_in_past(work: ShardWork, facts: Facts, past: Sequence[PastRun]) -> W
     if latest.end is End.STOPPED:
         changed = facts.registered_at.get(work.catalogue, 0.0) > latest.ended_at
         return None if changed else Waiting.STOPPED
-    return Waiting.PAUSING if facts.now < latest.ended_at + _pause_s(work, past) else None
+    return Waiting.PAUSING if pausing and facts.now < latest.ended_at + _pause_s(work, past) else None
 
 
 def _pause_s(work: ShardWork, past: Sequence[PastRun]) -> float:

@@ -310,12 +310,17 @@ def test_a_report_follows_generation_once(orchestra: Orchestra) -> None:
 def test_the_night_starts_what_is_left(orchestra: Orchestra) -> None:
     """With a new day's budget, deferred items have their turn."""
     orchestra.pipeline.write(rows(2))
+    orchestra.pipeline.write([{"prompt": "an owl", "resolution": "0.5K"}], "other")
     orchestra.pipeline.refresh()
     resources = {"nano_banana": NanoBananaResource.from_settings(load_settings())}
+    repository = build_defs().get_repository_def()
     with dg.build_schedule_context(
-        instance=orchestra.instance, scheduled_execution_time=datetime.now(UTC), resources=resources
+        instance=orchestra.instance,
+        scheduled_execution_time=datetime.now(UTC),
+        resources=resources,
+        repository_def=repository,
     ) as context:
-        evaluated: Any = build_defs().resolve_schedule_def("nightly_generation")(context)
-        requests = list(evaluated)
-    assert [request.partition_key for request in requests] == ["cat-000000"]
-    assert orchestra.instance.get_dynamic_partitions("shards") == ["cat-000000"]
+        # As the daemon does it: what several runs in one tick need is checked here, and not when it is called.
+        requests = repository.get_schedule_def("nightly_generation").evaluate_tick(context).run_requests or []
+    assert [request.partition_key for request in requests] == ["cat-000000", "other-000000"]
+    assert orchestra.instance.get_dynamic_partitions("shards") == ["cat-000000", "other-000000"]

@@ -124,6 +124,17 @@ def test_deferred_work_is_not_tried_every_tick() -> None:
     assert started(shard(pending=5), facts(), past((End.SUCCEEDED, 61)))
 
 
+def test_who_comes_by_once_a_night_waits_for_no_pause() -> None:
+    """What was put off a minute before would be put off for a day more; a person's stop holds at night as well."""
+
+    def at_night(*runs: tuple[End, float]) -> list[str]:
+        return choose([shard(deferred=5)], facts(), past(*runs), most=1, pausing=False).start
+
+    assert at_night((End.SUCCEEDED, 60)) == ["cat-000000"]
+    assert at_night((End.BROKEN, 60), (End.BROKEN, 120)) == ["cat-000000"]
+    assert at_night((End.STOPPED, 60)) == []
+
+
 def test_nothing_new_is_started_without_room_under_the_cap() -> None:
     """It would only be deferred. What is under way is paid for already, so it is finished."""
     full = facts(full_catalogues=frozenset({"cat"}))
