@@ -5,13 +5,14 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
 
-from nanobanana_pipeline.cli.console import clock, dollars
+from nanobanana_pipeline.cli.console import clock, complain, dollars, note, say, warn
 from nanobanana_pipeline.cli.progress import Pace
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.ledger.work import ShardWork
@@ -189,6 +190,17 @@ def test_money_and_time_read_as_people_write_them() -> None:
     """Half a cent must not look like nothing, and an hour not like a large number."""
     assert [dollars(micros) for micros in (0, 45_600, 1_369_200)] == ["$0.00", "$0.0456", "$1.37"]
     assert [clock(seconds) for seconds in (42.4, 187, 7500)] == ["42 s", "3:07 min", "2:05 h"]
+
+
+@pytest.mark.parametrize("tell", [say, note, warn, complain])
+def test_no_strangers_words_command_the_terminal(
+    tell: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt's name may hold what clears the screen, or writes a line that this program never wrote."""
+    tell("p\x1b[2J\x9b1A\r0042\x07 日本語")
+    shown = "".join(capsys.readouterr())
+    assert "日本語" in shown
+    assert shown.strip().isprintable()
 
 
 def test_the_pace_is_that_of_the_last_minute() -> None:

@@ -1,6 +1,7 @@
 """How commands speak: results on standard output, everything else on standard error, money and sizes in one form."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,30 +11,41 @@ import click
 
 _DOLLAR: Final = 1_000_000
 
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal would obey. Prompts, their names and the provider's words are strangers'."""
+
 NEEDS_ATTENTION: Final = 3
 """Exit code: finished, but some item is failed, unknown, deferred or in flight elsewhere, or something differs."""
 
 
 def say(text: str = "") -> None:
     """A line of the result."""
-    click.echo(text)
+    click.echo(_harmless(text))
 
 
 def note(text: str) -> None:
     """A line about what is going on, for people; never part of the result."""
+    _tell(_harmless(text))
+
+
+def warn(text: str) -> None:
+    """One line that a person should not miss."""
+    _tell(f"{click.style('warning:', fg='yellow', bold=True)} {_harmless(text)}")
+
+
+def complain(text: str) -> None:
+    """The one line that says why a command could not do its work."""
+    _tell(f"{click.style('nanobanana:', fg='red', bold=True)} {_harmless(' '.join(text.split()))}")
+
+
+def _tell(text: str) -> None:
     # A terminal that was closed takes no more, and what is going on must not end because nobody can be told.
     with suppress(OSError):
         click.echo(text, err=True)
 
 
-def warn(text: str) -> None:
-    """One line that a person should not miss."""
-    note(f"{click.style('warning:', fg='yellow', bold=True)} {text}")
-
-
-def complain(text: str) -> None:
-    """The one line that says why a command could not do its work."""
-    note(f"{click.style('nanobanana:', fg='red', bold=True)} {' '.join(text.split())}")
+def _harmless(text: str) -> str:
+    return _CONTROLS.sub(" ", text)
 
 
 def say_json(value: Mapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_run_goes_on_when_the_database_is_back(
     tmp_path: Path, simulator: Callable[..., SimulatorProcess], wire: Proxy, through_wire: str
 ) -> None:
-    """An outage costs time alone: what was in the air is booked when the database is back, and nothing twice."""
+    """An outage costs time alone: nothing is sent, what was in the air is booked when it is over, and nothing twice."""
     pipeline = Pipeline(
         tmp_path, simulator(latency=0.05, cached_picture=True), through_wire, knobs={"max_in_flight": 8}
     )
@@ -57,7 +57,10 @@ def test_a_run_goes_on_when_the_database_is_back(
 
     wire.cut()
     running.join(1.5)
+    sent = len(pipeline.accepted())
+    running.join(1.0)
     assert running.is_alive()
+    assert len(pipeline.accepted()) == sent < 60, "sent without a word from the ledger, and so without a cap"
     wire.restore()
     running.join(60)
 

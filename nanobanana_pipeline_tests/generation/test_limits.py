@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanobanana_pipeline.generation.limits import ProviderGate
+from nanobanana_pipeline.generation.limits import ProviderGate, backoff_s
 from nanobanana_pipeline.ledger.entries import InFlight
 from nanobanana_pipeline_tests.benchmarks.limits import Allowance, mean_latency_s, simulated
 
@@ -41,6 +41,20 @@ def test_nothing_goes_before_the_time_that_the_provider_named() -> None:
     assert granted == 0
     assert wait_s >= 15.0
     assert gate.grant(state, 1_020_000, InFlight(0), 10)[0] > 0
+
+
+def test_after_a_push_back_nobody_comes_back_in_the_same_moment() -> None:
+    """Ten workers that wait for exactly as long as they were told are refused together once more."""
+    gate = _gate(64)
+    gate.grant(None, 999_000, InFlight(64), 10)
+    state = gate.pushed_back(None, 1_000_000, 20.0)
+    waits = [gate.grant(state, 1_000_000, InFlight(0), 10)[1] for _ in range(50)]
+    assert min(waits) >= 20.0
+    assert max(waits) - min(waits) > 2.0
+    # And of those who may go again a few try first.
+    assert gate.grant(state, 1_025_000, InFlight(0), 64)[0] == 4
+    own = [backoff_s(3) for _ in range(50)]
+    assert max(own) - min(own) > 0.5
 
 
 def test_a_large_limit_is_approached_in_steps() -> None:
