@@ -1,6 +1,7 @@
 """The assets that people read: costs by day, the cost report, the gallery. Derived from ledger and tables; free."""
 
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import dagster as dg
@@ -23,42 +24,34 @@ FRESHNESS: Final = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2),
 
 def build_reports(names: Names) -> list[dg.AssetsDefinition]:
     """The reports of one pipeline."""
+    report = partial(dg.asset, key_prefix=names.prefix, group_name=GROUP, owners=OWNERS, freshness_policy=FRESHNESS)
 
-    @dg.asset(
-        key_prefix=names.prefix,
+    @report(
         deps=[names.key(table) for table in ("images", "results", "attempts")],
-        group_name=GROUP,
-        owners=OWNERS,
         kinds={"deltalake", "python"},
         metadata=table_definition("cost_daily"),
-        freshness_policy=FRESHNESS,
         description="What was spent on each UTC day, by catalogue, campaign, model and resolution, and what it bought. "
         "Made anew from the ledger each time, so late answers and corrections are in it. Free.",
     )
     def cost_daily(context: dg.AssetExecutionContext, nano_banana: NanoBananaResource) -> dg.MaterializeResult[Any]:
         """Write the table anew."""
         with at_work(context), nano_banana.open_workspace() as workspace:
-            report = publish_cost_daily(workspace)
+            costs = publish_cost_daily(workspace)
             return dg.MaterializeResult(
                 metadata={
                     MODE: mode_of(workspace),
-                    **money("cost", report.totals.cost_micros),
-                    **money("at_risk", report.totals.at_risk_micros),
-                    "images": report.totals.images,
-                    "tokens": report.totals.tokens,
-                    "days": report.days,
-                    **_at_a_glance(report),
+                    **_totals(costs),
+                    "images": costs.totals.images,
+                    "tokens": costs.totals.tokens,
+                    "days": costs.days,
+                    **_at_a_glance(costs),
                     **table_state(workspace.tables, "cost_daily"),
                 }
             )
 
-    @dg.asset(
-        key_prefix=names.prefix,
+    @report(
         deps=[cost_daily, names.key("results")],
-        group_name=GROUP,
-        owners=OWNERS,
         kinds={"html", "python"},
-        freshness_policy=FRESHNESS,
         description="A page to open in a browser: what was spent, on what, what was wasted and what is at risk. One "
         "HTML file that loads nothing from elsewhere. Free.",
     )
@@ -67,24 +60,19 @@ def build_reports(names: Names) -> list[dg.AssetsDefinition]:
         with at_work(context), nano_banana.open_workspace() as workspace:
             checks.refuse_wrong_tables(context.instance, names)
             page = write_cost_report(workspace)
-            report = daily_costs(workspace)
+            costs = daily_costs(workspace)
             return dg.MaterializeResult(
                 metadata={
                     MODE: mode_of(workspace),
                     "page": dg.MetadataValue.path(page),
-                    **money("cost", report.totals.cost_micros),
-                    **money("at_risk", report.totals.at_risk_micros),
-                    **_at_a_glance(report),
+                    **_totals(costs),
+                    **_at_a_glance(costs),
                 }
             )
 
-    @dg.asset(
-        key_prefix=names.prefix,
+    @report(
         deps=[names.key("images"), names.key("results")],
-        group_name=GROUP,
-        owners=OWNERS,
         kinds={"html", "python"},
-        freshness_policy=FRESHNESS,
         description="A page to open in a browser: every image with its prompt, and every prompt without an image with "
         "the reason. Free.",
     )
@@ -135,6 +123,10 @@ def _reconciliation(names: Names) -> dg.AssetsDefinition:
         return dg.multi_observable_source_asset(
             name="reconciliation", specs=[spec], check_specs=[checks.INVOICES_AGREE.spec(names)]
         )(observe)
+
+
+def _totals(report: CostReport) -> Metadata:
+    return {**money("cost", report.totals.cost_micros), **money("at_risk", report.totals.at_risk_micros)}
 
 
 def _at_a_glance(report: CostReport) -> Metadata:
