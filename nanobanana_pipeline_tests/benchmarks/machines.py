@@ -5,7 +5,8 @@
 
 All parts run on one machine, so how many items a second come of it says little; CPU an item of each part says what
 each needs wherever it runs. With `--kill` a worker is killed, one sent home, broker and database are away for a while,
-and at the end everything is held against the provider's book. Not part of `make bench`: it needs PostgreSQL and Redis.
+and at the end everything is held against the provider's book; there are no figures then. Not part of `make bench`: it
+needs PostgreSQL and Redis.
 """
 
 import argparse
@@ -25,10 +26,11 @@ import pyarrow.parquet as pq
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline_tests.benchmarks.measuring import FIGURES, say, table
 from nanobanana_pipeline_tests.chaos.verdict import judge
-from nanobanana_pipeline_tests.servers.many_machines import ManyMachines
+from nanobanana_pipeline_tests.servers.many_machines import ManyMachines, missing
 
 _LATENCY_S: Final = 6.0
 _LIMIT_S: Final = 3600.0
+_LEAST_TO_KILL: Final = 2
 _PARTS: Final = ("workers", "daemon", "code server", "web server", "PostgreSQL", "broker", "object store", "simulator")
 
 
@@ -58,6 +60,10 @@ def main() -> int:
     parser.add_argument("--in-flight", type=int, default=200)
     parser.add_argument("--kill", action="store_true", help="let parts of it die on the way")
     chosen = parser.parse_args()
+    if lacking := missing():
+        parser.error(lacking)
+    if chosen.kill and chosen.workers[-1] < _LEAST_TO_KILL:
+        parser.error(f"--kill needs {_LEAST_TO_KILL} workers or more: one is killed, and one sent home")
     folder = Path(tempfile.mkdtemp(prefix="nanobanana-machines-"))
     knobs = {"shard_size": chosen.shard_size, "budget_usd": 100_000, "max_in_flight": chosen.in_flight}
     pool = max(chosen.workers) * chosen.processes
@@ -73,6 +79,8 @@ def main() -> int:
             figures.append(_measure(all_, chosen, workers))
             say(json.dumps(figures[-1], indent=1))
         failures = _judged(all_)
+    if chosen.kill:
+        return 1 if failures else 0  # what the dead have used is in no figure
     columns = [f"{each['workers']} workers" if each["workers"] > 1 else "1 worker" for each in figures]
     rows = [[name, *(each["table"][name] for each in figures)] for name in figures[0]["table"]]
     say("\n" + table(["", *columns], rows))

@@ -18,7 +18,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -27,7 +26,7 @@ from nanobanana_pipeline_tests.chaos.fleet import Fleet, run_fleet
 from nanobanana_pipeline_tests.chaos.nursery import Through
 from nanobanana_pipeline_tests.chaos.round import Round, run_round
 from nanobanana_pipeline_tests.chaos.verdict import Verdict
-from nanobanana_pipeline_tests.servers.services import Postgres, Redis
+from nanobanana_pipeline_tests.servers.many_machines import missing
 
 say = partial(print, flush=True)
 
@@ -135,10 +134,10 @@ def _on_postgres(folder: Path, kills: int, seed: int) -> Verdict:
 
 
 def _has_machines() -> bool:
-    if Redis.found() and Postgres.found() and find_spec("dagster_celery"):
-        return True
-    say("no Redis and PostgreSQL to start, or no Celery: no kills of workers, they go to SQLite")
-    return False
+    lacking = missing()
+    if lacking:
+        say(f"no kills of Celery workers, they go to SQLite: {lacking}")
+    return not lacking
 
 
 def _server() -> str:

@@ -35,4 +35,4 @@ def test_no_kill_is_lost_where_a_service_is_missing(
     assert sum(kills for kind in split for kills in kind.rounds()) == 1000
     said = capsys.readouterr().out
     assert "no PostgreSQL" in said
-    assert ("no kills of workers" in said) is (not found)
+    assert ("no kills of Celery workers" in said) is (not found)

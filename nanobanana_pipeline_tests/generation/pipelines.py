@@ -65,7 +65,7 @@ class Pipeline:
     @property
     def environment(self) -> dict[str, str]:
         """The environment with these settings, for processes that work on the same output."""
-        settings = self.settings.model_dump(exclude_none=True, exclude={"api_key", "image_hosts"}) | self.knobs
+        settings = self.settings.model_dump(exclude_defaults=True, exclude={"api_key"}) | self.knobs
         mine = {f"NANOBANANA_{name.upper()}": str(value) for name, value in settings.items()}
         return os.environ | mine | {"NANOBANANA_API_KEY": self.simulator.api_key}
 

@@ -19,10 +19,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 from typing_extensions import override
@@ -60,6 +62,11 @@ class Program:
     def log(self) -> Path:
         """What it has said."""
         return self.folder / f"{self.name}.log"
+
+    @property
+    def home(self) -> Path:
+        """Its DAGSTER_HOME."""
+        return Path(self.environment["DAGSTER_HOME"])
 
     @property
     def alive(self) -> bool:
@@ -279,12 +286,17 @@ class ManyMachines(DagsterPages):
         self.wait_for("Dagster's pages", self.loaded, _START_LIMIT_S)
 
     def _end_programs(self) -> None:
-        for program in reversed([*self.programs, *self.workers]):
-            if program.alive:
-                with suppress(ProcessLookupError):
-                    os.kill(program.main_pid, signal.SIGTERM)
-        for program in [*self.programs, *self.workers]:
-            program.stop()
+        programs = [*self.programs, *self.workers]
+        try:
+            for program in reversed(programs):
+                if program.alive:
+                    with suppress(ProcessLookupError):
+                        os.kill(program.main_pid, signal.SIGTERM)
+            for program in programs:
+                program.stop()
+        finally:  # whoever presses Ctrl-C once more does not want to wait
+            for program in programs:
+                program.kill()
 
 
 def _configuration(pool: int, dead_after_s: int) -> str:
@@ -323,13 +335,18 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2, help="runs at once on each worker")
     parser.add_argument("--catalogue", type=Path, default=ROOT / "data" / "catalogue" / "sample.parquet")
     chosen = parser.parse_args()
-    if not (Redis.found() and Postgres.found()):
-        say("this needs PostgreSQL's and Redis's own programs: apt install postgresql redis-server")
-        return 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    if min(chosen.workers, chosen.processes) < 1:
+        return _refused("--workers and --processes are 1 or more")
+    if lacking := missing():
+        return _refused(lacking)
+    try:
+        rows = pq.read_table(chosen.catalogue).to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        return _refused(f"{chosen.catalogue} can't be read as Parquet: {error}")
     knobs = {"shard_size": 100, "budget_usd": 1000}
-    say("starting PostgreSQL, Redis, an S3 server, the simulator and Dagster …")
+    say("starting PostgreSQL, Redis, an S3 server, the simulator and Dagster (half a minute) …")
     with (
         tempfile.TemporaryDirectory(prefix="nanobanana-machines-", ignore_cleanup_errors=True) as folder,
         suppress(KeyboardInterrupt),
@@ -337,18 +354,39 @@ def main() -> int:
     ):
         for _ in range(chosen.workers):
             machines.add_worker(processes=chosen.processes)
-        machines.pipeline.write(pq.read_table(chosen.catalogue).to_pylist(), chosen.catalogue.stem)
-        say(
-            f"pages: {machines.url}\nturn generation_sensor on there, or choose shards of `images`; kill what you like:"
-        )
-        for program in [*machines.programs, *machines.workers]:
-            say(f"  {program.name}: process {program.pid}, log {program.log}")
-        say("the environment of all of them, for `nanobanana status`, `query` and the like in another terminal:")
-        for name, value in machines.environment.items():
-            say(f"  export {name}='{value}'")
-        say("Ctrl-C ends it all")
-        threading.Event().wait()
+        machines.pipeline.write(rows, chosen.catalogue.stem)
+        _tell(machines)
+        try:
+            threading.Event().wait()
+        finally:
+            say("ending it all; runs stop in good order first (Ctrl-C once more: at once) …")
     return 0
+
+
+def missing() -> str | None:
+    """What is not installed here that this needs, and how to get it; None when nothing is missing."""
+    if not (Redis.found() and Postgres.found()):
+        return "PostgreSQL's and Redis's own programs are not installed: apt install postgresql redis-server"
+    if find_spec("dagster_celery") is None:
+        return "Celery is not installed: pip install -c constraints.txt -e '.[dev,postgres,celery]'"
+    return None
+
+
+def _refused(why: str) -> int:
+    sys.stderr.write(f"many_machines: {why}\n")
+    return 1
+
+
+def _tell(machines: ManyMachines) -> None:
+    """What a person needs to try it out."""
+    say(f"pages: {machines.url}\nturn generation_sensor on there, or choose shards of `images`; kill what you like:")
+    for program in [*machines.programs, *machines.workers]:
+        say(f"  {program.name}: process {program.pid}, log {program.log}")
+    say("for `nanobanana status`, `query`, one more `nanobanana worker` and the like in another terminal:")
+    (_, _, daemon) = machines.programs
+    for name, value in {**machines.environment, "DAGSTER_HOME": str(daemon.home)}.items():
+        say(f"  export {name}='{value}'")
+    say("Ctrl-C ends it all")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class ObjectStoreProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # Ctrl-C in a terminal is for the parent, whose other children still need the store to end in good order.
+            process_group=0,
         )
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
