@@ -29,6 +29,7 @@ from nanobanana_pipeline.ledger.entries import (
     Stale,
     Worker,
 )
+from nanobanana_pipeline.ledger.kept_images import has_image
 from nanobanana_pipeline.ledger.states import (
     IN_FLIGHT_STATES,
     ITEM_STATE_OF,
@@ -226,8 +227,8 @@ class Postings:
         """Move an attempt to state `to`, with its money and its item, and record `facts` (columns of `attempts`).
 
         `then` is the item's state afterwards, where it is not the usual one. An item edited meanwhile turns pending
-        when its attempt closes: the new request has not been tried. One that has an image of this request already keeps
-        it when nothing came of a further attempt. Returns False, changing nothing, when the book
+        when its attempt closes: the new request has not been tried. One that has an image of its request already keeps
+        it: edited back meanwhile, or when nothing came of a further attempt. Returns False, changing nothing, when the book
         says that the move is no longer to be made (another worker has settled the attempt).
         """
         if to in _CLOSED:
@@ -498,23 +499,20 @@ _DEFER = (
     .values(state=ItemState.DEFERRED.value, note=_bind("b_note"))
 )
 _ITEM_SET = _items.update().where(_items.c.item_id == _bind("b_item")).values(state=_bind("b_state"))
-# Asked for anew, and no image came of it: the item keeps the one that it has.
+_EDITED = _items.c.request_hash != _bind("b_hash")
+# Edited back meanwhile to a request that it has an image of; or asked for anew, and no image came of it.
 _KEEPS_ITS_IMAGE = sa.and_(
     # Not IN: that can't be said of many rows at once.
-    sa.or_(_bind("b_state") == ItemState.FAILED.value, _bind("b_state") == ItemState.DEFERRED.value),
-    sa.exists().where(
-        _attempts.c.item_id == _items.c.item_id,
-        _attempts.c.request_hash == _items.c.request_hash,
-        _attempts.c.state == AttemptState.STORED.value,
-    ),
+    sa.or_(_EDITED, _bind("b_state") == ItemState.FAILED.value, _bind("b_state") == ItemState.DEFERRED.value),
+    has_image(_items.c.item_id, _items.c.request_hash),
 )
 _ITEM_AFTER_CLOSE = (
     _items.update()
     .where(_items.c.item_id == _bind("b_item"))
     .values(
         state=sa.case(
-            (_items.c.request_hash != _bind("b_hash"), ItemState.PENDING.value),
             (_KEEPS_ITS_IMAGE, ItemState.DONE.value),
+            (_EDITED, ItemState.PENDING.value),
             else_=_bind("b_state"),
         ),
         note=sa.case((_KEEPS_ITS_IMAGE, None), else_=_bind("b_note")),
