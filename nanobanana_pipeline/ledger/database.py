@@ -26,6 +26,7 @@ Ts = TypeVarTuple("Ts")
 BUSY_TIMEOUT_S = 60
 _VERSION_KEY = "schema_version"
 _RETRY_SQLSTATES = {"40001", "40P01"}
+_RETRIES: Final = 8
 
 LOSS_PATIENCE_S = 600.0
 """How long a run waits for a database that went away: longer than a restart or a failover takes."""
@@ -212,6 +213,18 @@ def is_lost(error: DBAPIError) -> bool:
 def is_transient(error: DBAPIError) -> bool:
     """Whether the same transaction may succeed when it is run again: a deadlock or a serialisation failure."""
     return getattr(error.orig, "sqlstate", None) in _RETRY_SQLSTATES
+
+
+def through_deadlocks(work: Callable[[], T]) -> T:
+    """What `work` gives, which is one whole transaction; made again when it stood in another's way and was ended."""
+    for tries in range(_RETRIES):
+        try:
+            return work()
+        except DBAPIError as error:
+            if not is_transient(error):
+                raise
+        time.sleep(0.01 * 2**tries)
+    return work()
 
 
 def _version(connection: Connection) -> int | None:

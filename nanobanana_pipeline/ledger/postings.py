@@ -228,8 +228,8 @@ class Postings:
 
         `then` is the item's state afterwards, where it is not the usual one. An item edited meanwhile turns pending
         when its attempt closes: the new request has not been tried. One that has an image of its request already keeps
-        it: edited back meanwhile, or when nothing came of a further attempt. Returns False, changing nothing, when the book
-        says that the move is no longer to be made (another worker has settled the attempt).
+        it: edited back meanwhile, or when nothing came of a further attempt. Returns False, changing nothing, when the
+        book says that the move is no longer to be made (another worker has settled the attempt).
         """
         if to in _CLOSED:
             facts.setdefault("closed_at", self.now)

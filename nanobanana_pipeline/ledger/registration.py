@@ -5,9 +5,10 @@ The catalogue is taken in batches, each in a transaction of its own, so that run
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from nanobanana_pipeline.catalogue.sharding import shard_key
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.changes import count_change
-from nanobanana_pipeline.ledger.database import Database
-from nanobanana_pipeline.ledger.states import AttemptState, ItemState
+from nanobanana_pipeline.ledger.database import Database, through_deadlocks
+from nanobanana_pipeline.ledger.kept_images import has_image
+from nanobanana_pipeline.ledger.states import ItemState
 
 _items = schema.items
-_attempts = schema.attempts
 _shards = schema.shards
 _requests = schema.requests
 _catalogues = schema.catalogues
@@ -58,6 +59,16 @@ class Registration:
     def items(self) -> int:
         """Active items of the catalogue."""
         return self.new + self.edited + self.unchanged + self.relabelled
+
+    def add(self, part: "Registration") -> None:
+        """Count in what a part of the catalogue brought."""
+        self.new += part.new
+        self.edited += part.edited
+        self.removed += part.removed
+        self.unchanged += part.unchanged
+        self.relabelled += part.relabelled
+        self.prompts += part.prompts
+        self.shards |= part.shards
 
 
 def registered_fingerprint(connection: Connection, catalogue: str) -> str | None:
@@ -94,16 +105,14 @@ def register(
             before = sa.select(_catalogues.c.next_position).where(_catalogues.c.catalogue == catalogue)
             new = writing.execute(before).scalar_one() == 0
         for batch in _gathered(batches, _PROMPTS_A_COMMIT):
-            with collector_paused(), writing.begin():
-                identities = _register_batch(database, writing, batch, report, default_resolution, shard_size, new=new)
-                if not new:
-                    insert = database.upsert(_seen).on_conflict_do_nothing()
-                    database.insert(writing, insert, [{"item_id": identity} for identity in identities])
-                count_change(database, writing)
+            enter = partial(
+                _register_batch, database, writing, catalogue, batch, default_resolution, shard_size, new=new
+            )
+            with collector_paused():
+                report.add(through_deadlocks(enter))
+        if complete() and not new:
+            report.add(through_deadlocks(partial(_deactivate_unseen, database, writing, catalogue)))
         with writing.begin():
-            if complete() and not new:
-                _deactivate_unseen(writing, report)
-                count_change(database, writing)
             writing.exec_driver_sql("DROP TABLE seen_items")
     return report
 
@@ -125,6 +134,10 @@ def deactivate_missing(database: Database, present: Sequence[str]) -> list[Regis
 
     A catalogue is reported until it is sealed as `GONE`, when its tables are written as well.
     """
+    return through_deadlocks(partial(_deactivate_missing, database, present))
+
+
+def _deactivate_missing(database: Database, present: Sequence[str]) -> list[Registration]:
     reports: list[Registration] = []
     with database.write() as connection:
         rows = connection.execute(sa.select(_catalogues).order_by(_catalogues.c.catalogue)).all()
@@ -137,11 +150,33 @@ def deactivate_missing(database: Database, present: Sequence[str]) -> list[Regis
             removed = connection.execute(_items.update().where(gone).values(active=False)).rowcount
             reports.append(Registration(name, removed=removed, shards=shards))
             connection.execute(_catalogues.update().where(_catalogues.c.catalogue == name).values(fingerprint=None))
+        if reports:
             count_change(database, connection)
     return reports
 
 
 def _register_batch(
+    database: Database,
+    connection: Connection,
+    catalogue: str,
+    batch: Sequence[CataloguePrompt],
+    default_resolution: str,
+    shard_size: int,
+    *,
+    new: bool,
+) -> Registration:
+    """Enter a batch, in a transaction of its own; what it brought. Of a `new` catalogue no item is looked for."""
+    with connection.begin():
+        report = Registration(catalogue)
+        identities = _enter(database, connection, batch, report, default_resolution, shard_size, new=new)
+        if not new:
+            insert = database.upsert(_seen).on_conflict_do_nothing()
+            database.insert(connection, insert, [{"item_id": identity} for identity in identities])
+        count_change(database, connection)
+    return report
+
+
+def _enter(
     database: Database,
     connection: Connection,
     batch: Sequence[CataloguePrompt],
@@ -151,16 +186,16 @@ def _register_batch(
     *,
     new: bool,
 ) -> list[str]:
-    """Enter a batch; the items that it is about. Of a `new` catalogue none is looked for."""
+    """Enter a batch, counted in `report`; the items that it is about."""
     wanted = [
         (item_id(prompt.catalogue, prompt.prompt_id, sample), sample, prompt)
         for prompt in batch
         for sample in range(1, prompt.samples + 1)
     ]
-    known = {} if new else _known_items(connection, [entry[0] for entry in wanted])
+    known = {} if new else _items_by_id(connection, _KNOWN, [entry[0] for entry in wanted])
     assign = _Assignment(connection, report.catalogue, shard_size)
     added: list[dict[str, Any]] = []
-    changed: list[dict[str, Any]] = []
+    changed: dict[str, CataloguePrompt] = {}
     requests: dict[str, dict[str, Any]] = {}
     shard_of_prompt: dict[str, str] = {}
     for identity, sample, prompt in wanted:
@@ -201,16 +236,7 @@ def _register_batch(
                 prompt.priority,
                 True,
             ):
-                changed.append(
-                    {
-                        "b_item": identity,
-                        "request_hash": prompt.request_hash,
-                        "campaign": prompt.campaign,
-                        "labels": prompt.labels,
-                        "priority": prompt.priority,
-                        "b_state": _state_after_edit(connection, row, prompt.request_hash),
-                    }
-                )
+                changed[identity] = prompt
                 report.shards.add(shard)
         # All samples of a prompt stay together, also when more are asked for later.
         shard_of_prompt[prompt.prompt_id] = shard
@@ -231,7 +257,7 @@ def _register_batch(
         database.insert(connection, _items.insert(), added)
         assign.save()
     if changed:
-        connection.execute(_EDIT, changed)
+        connection.execute(_EDIT, _edits(database, connection, changed))
     return [identity for identity, _, _ in wanted]
 
 
@@ -297,46 +323,65 @@ _EDIT = (
 )
 
 
-def _known_items(connection: Connection, identities: Sequence[str]) -> dict[str, Any]:
-    columns = (
-        _items.c.item_id,
-        _items.c.shard,
-        _items.c.request_hash,
-        _items.c.campaign,
-        _items.c.labels,
-        _items.c.priority,
-        _items.c.active,
-        _items.c.state,
-    )
-    known: dict[str, Any] = {}
+_KNOWN = sa.select(
+    _items.c.item_id,
+    _items.c.shard,
+    _items.c.request_hash,
+    _items.c.campaign,
+    _items.c.labels,
+    _items.c.priority,
+    _items.c.active,
+    _items.c.state,
+)
+
+
+def _items_by_id(connection: Connection, query: Any, identities: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for start in range(0, len(identities), _IDS_A_QUERY):
-        query = sa.select(*columns).where(_items.c.item_id.in_(identities[start : start + _IDS_A_QUERY]))
-        known.update((row.item_id, row) for row in connection.execute(query))
-    return known
+        page = query.where(_items.c.item_id.in_(identities[start : start + _IDS_A_QUERY]))
+        found.update((row.item_id, row) for row in connection.execute(page))
+    return found
+
+
+def _edits(database: Database, connection: Connection, changed: Mapping[str, CataloguePrompt]) -> list[dict[str, Any]]:
+    """What changes of these items, each by its state at this moment, which is held until it is written.
+
+    A worker may have brought an item on since it was first read. Its old state written back would have it wait beside
+    its open attempt, or be paid for again. In the order of workers' admissions, as opposite ones would deadlock.
+    """
+    query = database.lock_rows(_KNOWN.order_by(_items.c.item_id))
+    return [
+        {
+            "b_item": identity,
+            "request_hash": changed[identity].request_hash,
+            "campaign": changed[identity].campaign,
+            "labels": changed[identity].labels,
+            "priority": changed[identity].priority,
+            "b_state": _state_after_edit(connection, row, changed[identity].request_hash),
+        }
+        for identity, row in _items_by_id(connection, query, sorted(changed)).items()
+    ]
 
 
 def _state_after_edit(connection: Connection, row: Any, request_hash: str) -> str:
     """An item with an open attempt waits for its end; one edited back to a request it has an image of is done again."""
     if row.request_hash == request_hash or row.state in _HAS_OPEN_ATTEMPT:
         return row.state
-    stored = sa.select(_attempts.c.attempt_id).where(
-        _attempts.c.item_id == row.item_id,
-        _attempts.c.request_hash == request_hash,
-        _attempts.c.state == AttemptState.STORED,
-        # What was adopted from the tables may lack the files of a request that was edited since.
-        _attempts.c.images.is_not(None),
-    )
-    return ItemState.DONE if connection.execute(stored.limit(1)).first() else ItemState.PENDING
+    kept = connection.execute(sa.select(has_image(row.item_id, request_hash))).scalar_one()
+    return ItemState.DONE if kept else ItemState.PENDING
 
 
-def _deactivate_unseen(connection: Connection, report: Registration) -> None:
+def _deactivate_unseen(database: Database, connection: Connection, catalogue: str) -> Registration:
     unseen = sa.and_(
-        _items.c.catalogue == report.catalogue,
+        _items.c.catalogue == catalogue,
         _items.c.active,
         ~sa.select(_seen.c.item_id).where(_seen.c.item_id == _items.c.item_id).exists(),
     )
-    report.shards.update(connection.execute(sa.select(_items.c.shard).where(unseen).distinct()).scalars())
-    report.removed = connection.execute(_items.update().where(unseen).values(active=False)).rowcount
+    with connection.begin():
+        shards = set(connection.execute(sa.select(_items.c.shard).where(unseen).distinct()).scalars())
+        removed = connection.execute(_items.update().where(unseen).values(active=False)).rowcount
+        count_change(database, connection)
+    return Registration(catalogue, removed=removed, shards=shards)
 
 
 def seal(database: Database, catalogue: str, fingerprint: str) -> None:

@@ -1,10 +1,26 @@
 """Catalogues in the book: nobody moves, nothing paid is forgotten, and what can't be read isn't taken for removed."""
 
+import threading
+
+import pytest
+import sqlalchemy as sa
+
+from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt
 from nanobanana_pipeline.ledger.ledger import Ledger
-from nanobanana_pipeline.ledger.registration import GONE
-from nanobanana_pipeline.ledger.states import AttemptState, ItemState
+from nanobanana_pipeline.ledger.registration import GONE, Registration
+from nanobanana_pipeline.ledger.states import ITEM_STATE_OF, AttemptState, ItemState
 from nanobanana_pipeline.ledger.work import candidates
-from nanobanana_pipeline_tests.ledger.books import admitted, enter, prompt, waiting
+from nanobanana_pipeline_tests.ledger.books import (
+    NO_CAPS,
+    PRICE,
+    WORKER,
+    OpenGate,
+    admitted,
+    enter,
+    prompt,
+    waiting,
+)
 
 
 def _shards(ledger: Ledger) -> dict[str, list[str]]:
@@ -102,3 +118,67 @@ def test_a_catalogue_that_is_gone_keeps_its_rows_inactive(ledger: Ledger) -> Non
     assert [again.removed for again in ledger.deactivate_missing(["other"])] == [0]
     ledger.seal("cat", GONE)
     assert ledger.deactivate_missing(["other"]) == []
+
+
+def test_an_edit_undone_during_the_attempt_for_it_brings_the_image_back(ledger: Ledger) -> None:
+    """What the row asks for again has its image: the attempt that ends meanwhile was for another request."""
+    enter(ledger, [prompt("a", "one")])
+    first = admitted(ledger, waiting(ledger)[0])
+    with ledger.posting() as postings:
+        postings.move(first, AttemptState.COMPLETED, cost_micros=5)
+        postings.move(first, AttemptState.STORED, images="[]")
+    enter(ledger, [prompt("a", "two")])
+    second = admitted(ledger, waiting(ledger)[0])
+    enter(ledger, [prompt("a", "one")])
+    with ledger.posting() as postings:
+        postings.move(second, AttemptState.COMPLETED, cost_micros=5)
+        postings.move(second, AttemptState.STORED, images="[]")
+    assert waiting(ledger) == []
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("steps", [1, 2, 4], ids=["admitted", "completed", "stored"])
+def test_an_edit_beside_a_worker_leaves_the_item_where_the_worker_brings_it(postgres_url: str, steps: int) -> None:
+    """SQLite has one writer. On PostgreSQL a registration that read the item before its attempt wrote that state back.
+
+    An item with its image would wait again, and be paid for again; or be in flight for ever, with nothing open.
+    """
+    with Ledger(postgres_url) as ledger:
+        enter(ledger, [prompt("a")])
+        (candidate,) = waiting(ledger)
+        with ledger.posting() as postings:
+            (attempt,) = postings.admit([AdmissionRequest(candidate, PRICE)], WORKER, NO_CAPS, OpenGate())
+            assert isinstance(attempt, Attempt)
+            for to in (AttemptState.SUBMITTED, AttemptState.COMPLETED, AttemptState.STORED)[: steps - 1]:
+                postings.move(attempt, to, images="[]" if to is AttemptState.STORED else None)
+            editing = threading.Thread(target=enter, args=(ledger, [prompt("a", priority=1)]))
+            editing.start()
+            editing.join(0.5)
+            assert editing.is_alive()
+        editing.join(30)
+        (work,) = ledger.shard_work()
+        assert (work.states, work.priority) == ({ITEM_STATE_OF[attempt.state]: 1}, 0)
+
+
+@pytest.mark.postgres
+def test_a_registration_that_is_in_a_workers_way_is_made_again(postgres_url: str) -> None:
+    """Each holds an item that the other wants next: PostgreSQL ends one of them, and nobody has to start it anew."""
+    with Ledger(postgres_url) as ledger:
+        enter(ledger, [prompt("a"), prompt("b")])
+        first, second = sorted(waiting(ledger), key=lambda candidate: candidate.item_id)
+        hold = schema.items.update().where(schema.items.c.item_id == sa.bindparam("which")).values(note="held")
+        rows = [prompt(first.prompt_id, priority=1), prompt(second.prompt_id, priority=2)]
+        reports: list[Registration] = []
+        with ledger.posting() as postings:
+            postings.execute(hold, {"which": second.item_id})
+            editing = threading.Thread(target=lambda: reports.append(enter(ledger, rows)))
+            editing.start()
+            # Whoever has waited for a second looks for a deadlock, and is the one that is ended.
+            editing.join(0.5)
+            postings.execute(hold, {"which": first.item_id})
+        editing.join(30)
+        assert [(report.relabelled, report.prompts) for report in reports] == [(2, 2)]
+        assert [(it.prompt_id, it.priority) for it in waiting(ledger)] == [
+            (second.prompt_id, 2),
+            (first.prompt_id, 1),
+        ]
