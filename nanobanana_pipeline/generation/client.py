@@ -33,6 +33,7 @@ from nanobanana_pipeline.generation.answers import (
 from nanobanana_pipeline.generation.hosts import HostRules, is_private_host, public_socket
 from nanobanana_pipeline.generation.transport import (
     SUCCESSES,
+    BadUrlError,
     BodyError,
     Bounds,
     MaybeSentError,
@@ -256,7 +257,7 @@ class HttpProvider:
         """One hop of a download: the result, why there is none, or the URL to go to next."""
         target = _parsed(url)
         if target is None or not _is_http(target):
-            return DownloadError("bad_output", f"{_place(url)} is not an http or https URL")
+            return _no_url(url)
         objection = self._hosts.objection(target)
         if objection:
             return DownloadError("refused_host", f"{_place(url)}: {objection}")
@@ -266,6 +267,8 @@ class HttpProvider:
         message = _question(target, self._plain_headers, self._download_bounds)
         try:
             answer = await _opened(self._images).handle_async_request(message)
+        except BadUrlError:
+            return _no_url(url)
         except RefusedHostError as error:
             return DownloadError("refused_host", f"{_place(url)}: {error}")
         except (NeverSentError, MaybeSentError) as error:
@@ -297,6 +300,10 @@ def _opened(transport: Transport | None) -> Transport:
             "HttpProvider is used as an async context manager: `async with HttpProvider(...) as provider`"
         )
     return transport
+
+
+def _no_url(url: str) -> DownloadError:
+    return DownloadError("bad_output", f"{_place(url)} is not an http or https URL")
 
 
 def _elsewhere(answer: httpx.Response, target: httpx.URL, place: str) -> DownloadError | str:
@@ -335,9 +342,12 @@ def _media_type(content_type: str) -> str | None:
 
 def _parsed(url: str) -> httpx.URL | None:
     try:
-        return httpx.URL(url)
+        parsed = httpx.URL(url)
+        # A name in punycode is read only when it is asked for, and may be none.
+        _ = parsed.host
     except (httpx.InvalidURL, ValueError):
         return None
+    return parsed
 
 
 def _is_http(url: httpx.URL) -> bool:

@@ -40,6 +40,10 @@ class NeverSentError(httpx.ConnectError):
     """No connection was opened, so not a byte of the request has left."""
 
 
+class BadUrlError(NeverSentError):
+    """The URL is none that anything could be sent to."""
+
+
 class RefusedHostError(NeverSentError):
     """The host's address may not be connected to."""
 
@@ -112,8 +116,7 @@ class Transport(httpx.AsyncBaseTransport):
                 with _plain_errors():
                     response = await self._session.request(
                         request.method,
-                        # As it stands: it is quoted already, and a signature holds for just these characters.
-                        URL(str(request.url), encoded=True),
+                        _where(request.url),
                         headers=request.headers,
                         data=request.content or None,
                         allow_redirects=False,
@@ -142,6 +145,17 @@ class Transport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close every connection."""
         await self._session.close()
+
+
+def _where(url: httpx.URL) -> URL:
+    try:
+        # As it stands: it is quoted already, and a signature holds for just these characters.
+        where = URL(str(url), encoded=True)
+        # Read only when they are asked for.
+        _ = where.host, where.port
+    except ValueError as error:
+        raise BadUrlError("the URL can't be connected to") from error
+    return where
 
 
 async def _whole_body(response: ClientResponse, most: int) -> bytes:
@@ -220,7 +234,7 @@ def _plain_errors() -> Generator[None]:
     except aiohttp.ConnectionTimeoutError as error:
         raise NeverSentError("connecting took too long") from error
     except aiohttp.InvalidURL as error:
-        raise NeverSentError("the URL can't be connected to") from error
+        raise BadUrlError("the URL can't be connected to") from error
     except TimeoutError as error:
         raise MaybeSentError("no answer in time") from error
     except aiohttp.ServerDisconnectedError as error:
@@ -230,7 +244,8 @@ def _plain_errors() -> Generator[None]:
     except aiohttp.ClientResponseError as error:
         raise MaybeSentError("the answer is not HTTP") from error
     # RuntimeError: what uvloop raises when it writes to a transport that has just been closed.
-    except (aiohttp.ClientError, OSError, RuntimeError) as error:
+    # ValueError: what can't be written as bytes, such as the name of a user in a URL.
+    except (aiohttp.ClientError, OSError, RuntimeError, ValueError) as error:
         raise MaybeSentError(f"the connection broke ({type(error).__name__})") from error
 
 

@@ -575,7 +575,11 @@ def test_a_name_that_leads_to_our_own_network_is_refused_when_connecting(run: Ru
 
 
 @pytest.mark.parametrize(
-    "url", ["", "not a url", "ftp://example.com/1.png", "/1.png", "http://", "http://[::1", "file:///etc/passwd"]
+    "url",
+    [
+        *("", "not a url", "ftp://example.com/1.png", "/1.png", "http://", "http://[::1", "file:///etc/passwd"),
+        *("https://xn--a/1.png", "http://127.0.0.1:99999/1.png", "http://127.0.0.1:-1/1.png", "http://\ud800/1.png"),
+    ],
 )
 def test_what_is_no_web_address_is_bad_output(run: Run, url: str) -> None:
     """Asking the task again may give a better one; opening a file of ours would not do."""
