@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nanobanana_pipeline.cli.console import clock, dollars, say, usd_text
 
 if TYPE_CHECKING:
-    from nanobanana_pipeline.orchestration.headless import Outcome
+    from nanobanana_pipeline.orchestration.outcome import Outcome
     from nanobanana_pipeline.reporting.costs import CostSummary
 
 WHAT_NEXT: Final = """
@@ -90,12 +90,8 @@ def statuses(standing: "CostSummary | None") -> dict[str, int]:
 def places(outcome: "Outcome") -> dict[str, str]:
     """Where what was made is."""
     base = outcome.output.rstrip("/") if "://" in outcome.output else str(Path(outcome.output).absolute())
-    return {
-        "images": f"{base}/images",
-        "tables": f"{base}/tables",
-        "pages": f"{base}/site",
-        "log": outcome.log,
-    }
+    made = {"images": f"{base}/images", "tables": f"{base}/tables", "pages": f"{base}/site"}
+    return made if outcome.log is None else made | {"log": outcome.log}
 
 
 def _headline(outcome: "Outcome") -> str:

@@ -11,8 +11,8 @@ from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, counted, note, say,
 from nanobanana_pipeline.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from nanobanana_pipeline.orchestration.headless import Outcome
     from nanobanana_pipeline.orchestration.order import Order
+    from nanobanana_pipeline.orchestration.outcome import Outcome
     from nanobanana_pipeline.settings import Settings
 
 
@@ -123,12 +123,21 @@ def exit_code(outcome: "Outcome") -> int:
 
 
 def _work(settings: "Settings", order: "Order", *, quiet: bool = False) -> "Outcome":
+    from nanobanana_pipeline.orchestration.at_rest import outcome_at_rest
+
+    outcome = outcome_at_rest(settings, order)
+    if outcome is not None:
+        return _told(outcome)
     from nanobanana_pipeline.orchestration.headless import run_pipeline
 
     home = environment.set_dagster_home(settings)
     logs = environment.local_output(settings) / "logs"
     with ProgressDisplay(quiet=quiet) as display:
-        outcome = run_pipeline(settings, order, display, home=home, logs=logs)
+        return _told(run_pipeline(settings, order, display, home=home, logs=logs))
+
+
+def _told(outcome: "Outcome") -> "Outcome":
+    """Say what went wrong, whatever form the rest is asked for in."""
     if outcome.rejected_rows:
         were = "was" if outcome.rejected_rows == 1 else "were"
         rows = counted(outcome.rejected_rows, "row")

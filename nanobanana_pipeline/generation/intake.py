@@ -165,6 +165,14 @@ def is_registered(workspace: Workspace, source: CatalogueSource) -> bool:
     return workspace.ledger.registered_fingerprint(source.name) == _fingerprint(source, workspace.spec)
 
 
+def all_registered(workspace: Workspace) -> bool:
+    """Whether every catalogue is registered as it is now, and none is gone that had not been said to be."""
+    sources = chosen_sources(workspace.settings, None)
+    present = {source.name for source in sources}
+    known = {name for name, fingerprint in workspace.ledger.fingerprints().items() if fingerprint != GONE}
+    return known == present and all(is_registered(workspace, source) for source in sources)
+
+
 def _publish_rejected(workspace: Workspace, catalogue: str, rejected: IO[bytes]) -> None:
     def rows() -> Iterator[Row]:
         rejected.seek(0)

@@ -98,6 +98,11 @@ class Ledger:
         with self.database.read() as connection:
             return registration.registered_fingerprint(connection, catalogue)
 
+    def fingerprints(self) -> dict[str, str | None]:
+        """The same of every catalogue that was ever registered: `registration.GONE` for one that was removed since."""
+        with self.database.read() as connection:
+            return registration.fingerprints(connection)
+
     def register(
         self,
         catalogue: str,

@@ -77,6 +77,12 @@ def registered_fingerprint(connection: Connection, catalogue: str) -> str | None
     return connection.execute(query).scalar_one_or_none()
 
 
+def fingerprints(connection: Connection) -> dict[str, str | None]:
+    """The same of every catalogue there ever was; `GONE` for one that was removed, and whose tables say so."""
+    rows = connection.execute(sa.select(_catalogues.c.catalogue, _catalogues.c.fingerprint)).all()
+    return {row.catalogue: row.fingerprint for row in rows}
+
+
 def register(
     database: Database,
     catalogue: str,

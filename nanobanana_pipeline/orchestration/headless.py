@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -29,7 +29,6 @@ from nanobanana_pipeline.generation.shard_run import ShardReport
 from nanobanana_pipeline.generation.staleness import COMPARED
 from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
-from nanobanana_pipeline.ledger.ledger import Stamp
 from nanobanana_pipeline.ledger.work import ShardWork, first_to_begin, items_named
 from nanobanana_pipeline.orchestration.command_log import log_file, logging_to
 from nanobanana_pipeline.orchestration.definitions import build_defs
@@ -42,10 +41,11 @@ from nanobanana_pipeline.orchestration.jobs import (
     refresh_config,
 )
 from nanobanana_pipeline.orchestration.order import Order, Share, shares
+from nanobanana_pipeline.orchestration.outcome import Outcome
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.reporting.approval import Ruling, rule, save
-from nanobanana_pipeline.reporting.costs import CostSummary, publish_cost_daily, summary
+from nanobanana_pipeline.reporting.costs import publish_cost_daily, summary
 from nanobanana_pipeline.reporting.draft import Wanted
 from nanobanana_pipeline.reporting.plan import plan
 from nanobanana_pipeline.settings import Settings
@@ -87,32 +87,6 @@ class Watcher(Protocol):
     def stopping(self) -> None:
         """A stop was asked for."""
         ...
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a command did, and how things stand after it. Money in integer micro-dollars."""
-
-    stamp: Stamp
-    output: str
-    log: str
-    tally: Tally = field(default_factory=Tally)
-    """What was done by this command."""
-    standing: CostSummary | None = None
-    """Where all the work stands (of the catalogue, if one was named); None when a run ended before it was known."""
-    rejected_rows: int = 0
-    shards: list[str] = field(default_factory=list)
-    run_ids: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    """Runs that failed for a reason of their own, in a line each."""
-    signal_number: int | None = None
-    duration_s: float = 0.0
-
-    @property
-    def needs_attention(self) -> bool:
-        """Whether some item is neither done nor simply waiting for a larger limit."""
-        items = self.standing.items if self.standing else {}
-        return any(items.get(status) for status in ("failed", "unknown", "deferred", "in_flight"))
 
 
 def run_pipeline(settings: Settings, order: Order, watcher: Watcher, *, home: Path, logs: Path) -> Outcome:
@@ -196,11 +170,6 @@ class _Run:
         if self._going_on and (parts := self._shares()):
             refusal = self._rule(names, parts)
             self._generate(parts if refusal is None else self._shares())
-        elif self._going_on and known is not None and rest.look(self._workspace) == mark:
-            # Seen once at this very state: reports and sums would be made to no other end.
-            self._outcome.standing = CostSummary(**known["standing"])
-            self._outcome.rejected_rows = known["rejected_rows"]
-            return
         if self._going_on:
             self._step(REPORT_COSTS, "adding up", _REPORT_GRACE_S)
         else:

@@ -4,13 +4,9 @@ What the knobs mean and their bounds are in `settings`; here they become fields 
 Nothing is opened, started or created until an asset or a sensor asks for it.
 """
 
-import asyncio
-import hashlib
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -20,10 +16,8 @@ from dagster._core.definitions.definition_config_schema import DefinitionConfigS
 from pydantic import Field, SecretStr
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.generation.client import HttpProvider
-from nanobanana_pipeline.generation.shard_run import OpenProvider
+from nanobanana_pipeline.generation.access import Access, expected_stamp, reach
 from nanobanana_pipeline.generation.workspace import Workspace
-from nanobanana_pipeline.ledger.ledger import Stamp
 from nanobanana_pipeline.orchestration.bounds import resource_fields
 from nanobanana_pipeline.settings import DEMO_OUTPUT, Settings, load_settings, variable_of
 from nanobanana_pipeline.simulator.shared import shared_simulator
@@ -53,15 +47,6 @@ def _knob(name: str) -> Any:
         # Not Dagster's own mark of a secret: the launchpad would fill in asterisks, and a run be started with them.
         bounds["repr"] = False
     return Field(default=default, description=setting.description, **bounds)
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """A provider within reach: how to open it in an event loop, whose work is done there, and on which account."""
-
-    open_provider: OpenProvider
-    stamp: Stamp
-    account: str
 
 
 class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMissingTypeArgument]
@@ -150,7 +135,7 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
         if workspace.ledger.stamp is not None:
             return workspace
         with workspace:
-            stamp = _expected_stamp(workspace)
+            stamp = expected_stamp(workspace)
             if stamp is not None:
                 workspace.ledger.claim(stamp)
         return Workspace.open(settings)
@@ -163,51 +148,13 @@ class NanoBananaResource(dg.ConfigurableResource):  # pyright: ignore[reportMiss
         """
         settings = workspace.settings
         if not settings.simulated:
-            yield _access(workspace, settings.base_url, settings.api_key)
+            yield reach(workspace, settings.base_url, settings.api_key)
             return
         with shared_simulator(Path(SIMULATOR_FOLDER)) as endpoint:
-            yield _access(workspace, endpoint.base_url, SecretStr(endpoint.api_key))
+            yield reach(workspace, endpoint.base_url, SecretStr(endpoint.api_key))
 
 
 def mode_of(workspace: Workspace) -> str:
     """`simulated` or `live`, for people."""
     stamp = workspace.ledger.stamp
     return "not known yet: nobody answers at the base URL" if stamp is None else stamp.mode
-
-
-def _expected_stamp(workspace: Workspace) -> Stamp | None:
-    """Whose work this will be; None when only the one at the base URL could tell, and doesn't answer."""
-    settings = workspace.settings
-    if settings.simulated:
-        return Stamp("simulated", "the simulator")
-    open_provider = partial(HttpProvider, workspace.spec, None, base_url=settings.base_url)
-    if settings.base_url is None:
-        return Stamp("live", open_provider().origin)
-    try:
-        return asyncio.run(_stamp(open_provider))
-    except UserError:
-        return None
-
-
-def _access(workspace: Workspace, base_url: str | None, api_key: SecretStr | None) -> Access:
-    settings = workspace.settings
-    open_provider = partial(HttpProvider, workspace.spec, api_key, base_url=base_url, image_hosts=settings.image_hosts)
-    stamp = asyncio.run(_stamp(open_provider))
-    if stamp.mode == "live" and api_key is None:
-        raise UserError(f"there is no key for {stamp.origin}: set NANOBANANA_API_KEY")
-    workspace.ledger.claim(stamp)
-    return Access(open_provider, stamp, settings.account or _account(stamp, api_key))
-
-
-async def _stamp(open_provider: partial[HttpProvider]) -> Stamp:
-    async with open_provider() as provider:
-        probe = await provider.probe()
-    return Stamp("simulated" if probe.simulated else "live", probe.origin)
-
-
-def _account(stamp: Stamp, api_key: SecretStr | None) -> str:
-    """Whom the provider's limits are for: an origin, and the key's fingerprint."""
-    if stamp.mode == "simulated":
-        return "simulated"
-    key = api_key.get_secret_value() if api_key else ""
-    return f"{stamp.origin}#{hashlib.sha256(key.encode()).hexdigest()[:12]}"

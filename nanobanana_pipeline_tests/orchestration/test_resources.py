@@ -10,9 +10,10 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.access import account_of
 from nanobanana_pipeline.ledger.ledger import Stamp
 from nanobanana_pipeline.orchestration.definitions import build_defs
-from nanobanana_pipeline.orchestration.resources import NanoBananaResource, _account, mode_of
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource, mode_of
 from nanobanana_pipeline.settings import Settings, load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 
@@ -112,7 +113,7 @@ def test_a_ledger_of_real_work_takes_none_of_a_simulators(
 def test_limits_are_learnt_for_an_account_and_no_key_can_be_read_from_its_name() -> None:
     """What 429s taught about one key says nothing about another; and the ledger is no place for a key."""
     stamp = Stamp("live", "https://api.example.com")
-    one, other = (_account(stamp, SecretStr(key)) for key in ("key-one", "key-two"))
+    one, other = (account_of(stamp, SecretStr(key)) for key in ("key-one", "key-two"))
     assert one != other
     assert "key-one" not in one
     assert one.startswith("https://api.example.com#")

@@ -13,6 +13,7 @@ import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.access import Access
 from nanobanana_pipeline.generation.journal import on_stderr
 from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError
@@ -36,7 +37,7 @@ from nanobanana_pipeline.orchestration.metadata import (
 from nanobanana_pipeline.orchestration.names import Names
 from nanobanana_pipeline.orchestration.partitions import BACKFILL_TAG
 from nanobanana_pipeline.orchestration.progress import Progress, duration
-from nanobanana_pipeline.orchestration.resources import Access, NanoBananaResource, mode_of
+from nanobanana_pipeline.orchestration.resources import NanoBananaResource, mode_of
 from nanobanana_pipeline.orchestration.run_tags import RUN_SCOPE_TAG, SENT_TAG, Ended
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.reporting.approval import ApprovalNeededError, Ruling, rule_of_shard
