@@ -105,7 +105,7 @@ class Lifecycle:
             if isinstance(attempt, Stale):
                 return made
             made = True
-            cause = await self.finish(attempt, candidate.failures)
+            cause = await self.finish(attempt)
             if cause is not None:
                 failures = candidate.failures + (cause is Cause.RETRY)
                 following = replace(
@@ -113,7 +113,7 @@ class Lifecycle:
                 )
         return made
 
-    async def finish(self, attempt: Attempt, failures: int = 0) -> Cause | None:
+    async def finish(self, attempt: Attempt) -> Cause | None:
         """Bring an open attempt to its end; returns why another should follow, if one should."""
         if attempt.state is AttemptState.UNKNOWN:
             return await self._held(attempt)
@@ -122,12 +122,12 @@ class Lifecycle:
             if task is None:
                 return await self._held(attempt)
             if task.state == "failed":
-                return await self._failed(attempt, task, failures)
+                return await self._failed(attempt, task)
             await self._completed(attempt, task)
         if attempt.state is AttemptState.COMPLETED:
             return await self._deliver(attempt)
         # A submit that was answered at once with a failure ends here, too.
-        return self._again_after(attempt, failures)
+        return self._again_after(attempt)
 
     async def _defer(self, candidate: Candidate, note: str) -> None:
         await self._ledger.post(lambda postings: postings.defer([candidate.item_id], note))
@@ -155,7 +155,7 @@ class Lifecycle:
             answer = await self._send(attempt, request)
             match answer:
                 case Accepted(task):
-                    await self._accepted(attempt, task, candidate.failures)
+                    await self._accepted(attempt, task)
                     return attempt
                 case Unknown():
                     await self._lost(attempt, answer)
@@ -198,7 +198,7 @@ class Lifecycle:
                 return
         self._lease.check()
 
-    async def _accepted(self, attempt: Attempt, task: Task, failures: int) -> None:
+    async def _accepted(self, attempt: Attempt, task: Task) -> None:
         self._gate.accepted()
         self._tally.submitted += 1
         self._tally.in_flight += 1
@@ -219,7 +219,7 @@ class Lifecycle:
         if task.state == "completed":
             await self._completed(attempt, task, **facts)
         else:
-            await self._record_failure(attempt, task, failures, **facts)
+            await self._record_failure(attempt, task, **facts)
 
     async def _lost(self, attempt: Attempt, answer: Unknown) -> None:
         await self._move(
@@ -318,17 +318,17 @@ class Lifecycle:
             error_message=reason,
         )
 
-    async def _failed(self, attempt: Attempt, task: Task, failures: int) -> Cause | None:
-        await self._record_failure(attempt, task, failures)
-        return self._again_after(attempt, failures)
+    async def _failed(self, attempt: Attempt, task: Task) -> Cause | None:
+        await self._record_failure(attempt, task)
+        return self._again_after(attempt)
 
-    async def _record_failure(self, attempt: Attempt, task: Task, failures: int, **facts: Any) -> None:
+    async def _record_failure(self, attempt: Attempt, task: Task, **facts: Any) -> None:
         error = task.error
         code, message = (error.code, error.message) if error else (None, f"the task ended as {task.status_word}")
         kind, billed = kind_of_task_error(code, message, self._spec)
         if billed or (task.usage is not None and task.usage.cost_micros):
             facts |= self._cost_facts(attempt, task, images=0)
-        again = self._deserves_another(attempt, kind, failures, paid=bool(facts.get("cost_micros")))
+        again = self._deserves_another(attempt, kind, paid=bool(facts.get("cost_micros")))
         await self._leave(
             attempt,
             AttemptState.FAILED,
@@ -346,17 +346,17 @@ class Lifecycle:
         if not again:
             self._tally.failed_with(kind)
 
-    def _again_after(self, attempt: Attempt, failures: int) -> Cause | None:
+    def _again_after(self, attempt: Attempt) -> Cause | None:
         if attempt.state is not AttemptState.FAILED:
             return None
-        again = self._deserves_another(attempt, attempt.error_kind, failures, paid=attempt.cost_micros > 0)
+        again = self._deserves_another(attempt, attempt.error_kind, paid=attempt.cost_micros > 0)
         return Cause.RETRY if again else None
 
-    def _deserves_another(self, attempt: Attempt, kind: str | None, failures: int, *, paid: bool) -> bool:
+    def _deserves_another(self, attempt: Attempt, kind: str | None, *, paid: bool) -> bool:
         if paid and not self._may_pay_again(attempt):
             # To try again would be to pay again: that is a person's to say, as with an image that can't be used.
             return False
-        return kind == ErrorKind.PROVIDER_FAILURE and failures + 1 < self._policy.max_attempts
+        return kind == ErrorKind.PROVIDER_FAILURE and attempt.failures + 1 < self._policy.max_attempts
 
     def _may_pay_again(self, attempt: Attempt) -> bool:
         return self._policy.on_unusable == "regenerate" and attempt.attempt < self._policy.max_attempts

@@ -82,6 +82,8 @@ class Attempt:
     text: str | None
     error_kind: str | None
     body: str
+    failures: int
+    """Attempts of this request that the provider failed before."""
 
     @property
     def holding(self) -> Holding:

@@ -411,6 +411,7 @@ def _first_submit(candidate: Candidate, reserve_micros: int, worker: Worker, adm
         text=None,
         error_kind=None,
         body=candidate.body,
+        failures=candidate.failures,
     )
     admission.rows.append(
         {

@@ -201,15 +201,7 @@ def candidates(
     """
     states = rerun.states if rerun else WAITING_STATES
     earlier = _attempts.alias("earlier")
-    failures = (
-        sa.select(sa.func.count())
-        .where(
-            earlier.c.item_id == _items.c.item_id,
-            earlier.c.request_hash == _items.c.request_hash,
-            earlier.c.error_kind == "provider_failure",
-        )
-        .scalar_subquery()
-    )
+    failures = _failures(_items.c.item_id, _items.c.request_hash)
     last = sa.case((_attempts.c.request_hash == _items.c.request_hash, _attempts.c.state)).label("last_state")
     query = (
         sa.select(
@@ -344,6 +336,20 @@ def open_attempts(
         yield attempt_of(row)
 
 
+def _failures(item_id: sa.Column[str], request_hash: sa.Column[str]) -> sa.ScalarSelect[int]:
+    """How many attempts of the item's request the provider failed."""
+    failed = _attempts.alias("failed")
+    return (
+        sa.select(sa.func.count())
+        .where(
+            failed.c.item_id == item_id,
+            failed.c.request_hash == request_hash,
+            failed.c.error_kind == "provider_failure",
+        )
+        .scalar_subquery()
+    )
+
+
 _CAUSE_AFTER = {
     AttemptState.FAILED: Cause.RETRY,
     AttemptState.UNUSABLE: Cause.REGENERATE,
@@ -351,16 +357,20 @@ _CAUSE_AFTER = {
 }
 """Why an item that waits is tried again, by how its last attempt (of the same request) ended."""
 
-_FIELDS = [name for name in Attempt.__dataclass_fields__ if name != "body"]
-_ATTEMPT_COLUMNS = [*(_attempts.c[name] for name in _FIELDS), _requests.c.body]
+_FIELDS = [name for name in Attempt.__dataclass_fields__ if name not in {"body", "failures"}]
+_ATTEMPT_COLUMNS = [
+    *(_attempts.c[name] for name in _FIELDS),
+    _requests.c.body,
+    _failures(_attempts.c.item_id, _attempts.c.request_hash).label("failures"),
+]
 
 
 def attempt_of(row: Row[tuple[object, ...]]) -> Attempt:
-    """An attempt from a row with its columns and its request's body."""
+    """An attempt from a row with its columns, its request's body, and how often that had failed."""
     values = {name: getattr(row, name) for name in _FIELDS}
     values["state"] = AttemptState(values["state"])
     values["cause"] = Cause(values["cause"])
-    return Attempt(**values, body=row.body)
+    return Attempt(**values, body=row.body, failures=row.failures)
 
 
 def is_open_attempt() -> sa.TextClause:
