@@ -396,6 +396,11 @@ class Lifecycle:
             return await self._unusable(attempt, f"the task completed without an image{text}")
         request = Request.from_json(attempt.body)
         delivered = await self._delivery.deliver(attempt, request, urls, lambda: self._fresh_urls(attempt))
+        completed_s = (self._now_ms() - (attempt.completed_at or 0)) / 1000
+        if any(not fault.lasting for fault in delivered.faults) and completed_s < self._patience.give_up_delivery_s:
+            # Paid for, and the image host is only out of order: the next run asks again.
+            await self._ledger.post(lambda postings: postings.note(attempt, error_message=delivered.message))
+            return None
         if delivered.images:
             await self._move(
                 attempt,
@@ -407,11 +412,6 @@ class Lifecycle:
             )
             self._tally.succeeded += 1
             self._tally.images += len(delivered.images)
-            return None
-        completed_s = (self._now_ms() - (attempt.completed_at or 0)) / 1000
-        if any(not fault.lasting for fault in delivered.faults) and completed_s < self._patience.give_up_delivery_s:
-            # Paid for, and the image host is only out of order: the next run asks again.
-            await self._ledger.post(lambda postings: postings.note(attempt, error_message=delivered.message))
             return None
         return await self._unusable(attempt, delivered.message)
 
