@@ -48,6 +48,12 @@ class Journal:
         words = f"{said} ({why}: {message}){again}" if why or message else f"{said}{again}"
         self._of(attempt, level, to.value, words, error_kind=kind, error_code=code, error_message=message)
 
+    def too_late(self, attempt: Attempt, to: AttemptState, task_id: str | None) -> None:
+        """An attempt would have come to another state, and was settled elsewhere meanwhile."""
+        named = f" Its task is {task_id}." if task_id else ""
+        words = f"{to} too late: another worker, or a person, has settled it meanwhile.{named}"
+        self._of(attempt, logging.WARNING, "too_late", words, task=task_id or attempt.task_id)
+
     def fresh_urls(self, attempt: Attempt) -> None:
         """A result's URL has expired, and the task is asked for new ones."""
         self._of(attempt, logging.INFO, "url_expired", "its result's URL has expired; the task is asked for another")

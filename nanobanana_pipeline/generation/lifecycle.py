@@ -460,10 +460,17 @@ class Lifecycle:
             self._admissions.room_made()
 
     async def _move(self, attempt: Attempt, to: AttemptState, **facts: Any) -> None:
+        task_id = facts.get("task_id")
+
         def posting(postings: Postings) -> bool:
-            return postings.move(attempt, to, **facts)
+            moved = postings.move(attempt, to, **facts)
+            if not moved and task_id is not None:
+                # Nobody else was told, and an invoice knows the attempt by nothing else.
+                postings.note(attempt, task_id=task_id)
+            return moved
 
         if not await self._ledger.post(posting):
+            self._journal.too_late(attempt, to, task_id)
             raise SettledElsewhereError(attempt.attempt_id)
         self._journal.moved(attempt, to, facts)
 

@@ -3,16 +3,24 @@
 All faults of a test strike in one run, each on a prompt of its own: what one item meets must not touch another.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
 
+from nanobanana_pipeline.catalogue.identity import Request
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.answers import Accepted, Downloaded, DownloadError, Refused, Unknown
+from nanobanana_pipeline.generation.client import HttpProvider
 from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.shard_run import generate_shard
+from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
+from nanobanana_pipeline.ledger.states import AttemptState
+from nanobanana_pipeline.ledger.work import open_attempts
 from nanobanana_pipeline.simulator.faults import FAULTS
 from nanobanana_pipeline_tests.generation.pipelines import QUICK_TIMEOUTS, Pipeline
 
@@ -214,6 +222,42 @@ def test_a_failure_that_is_known_to_be_billed_is_not_paid_for_again_by_itself(
     assert len(pipeline.billed()) == times
 
 
+def test_an_attempt_that_was_finished_by_a_later_run_counts_like_any_other(pipeline: Pipeline) -> None:
+    """As many attempts as are allowed, over the item's life: a run that is stopped and resumed must not add to them."""
+    pipeline.simulator.set_faults([{"prompt": "harbour", "fault": "failed"}])
+    pipeline.write([{"prompt_id": "harbour", "prompt": "harbour"}])
+    stop = StopSwitch()
+    with pipeline.open() as workspace:
+        (shard,) = refresh(workspace).shards
+        provider = partial(_stopping_after, pipeline.provider(workspace), stop, submits=3)
+        with pytest.raises(RunInterruptedError):
+            generate_shard(workspace, shard, provider, pipeline.options(), stop=stop)
+    assert [attempt["state"] for attempt in pipeline.attempts("harbour")] == ["failed", "failed", "submitted"]
+    pipeline.run()
+    assert [attempt["state"] for attempt in pipeline.attempts("harbour")] == ["failed"] * 3
+    (row,) = pipeline.results().values()
+    assert (row["status"], row["error_kind"]) == ("failed", "provider_failure")
+
+
+@asynccontextmanager
+async def _stopping_after(provider: HttpProvider, stop: StopSwitch, *, submits: int) -> AsyncGenerator[HttpProvider]:
+    """The provider, until so many submits are answered; then the run is told to stop."""
+    left = submits
+    submit = provider.submit
+
+    async def counted(request: Request, idempotency_key: str) -> Accepted | Refused | Unknown:
+        nonlocal left
+        answer = await submit(request, idempotency_key)
+        left -= 1
+        if not left:
+            stop.throw()
+        return answer
+
+    provider.submit = counted
+    async with provider:
+        yield provider
+
+
 def test_a_held_outcome_is_never_sent_again_by_itself(pipelines: Callable[..., Pipeline]) -> None:
     """However often it is run: what may have been billed is a person's to decide."""
     pipeline = pipelines(knobs={"task_deadline_s": 1})
@@ -256,6 +300,73 @@ def test_a_host_that_was_out_of_order_gives_the_image_in_the_next_run(pipeline: 
     assert row["status"] == "succeeded"
     assert len(pipeline.accepted()) == 1
     pipeline.assert_books_agree()
+
+
+def test_of_two_images_the_one_that_its_host_held_back_comes_in_the_next_run(pipeline: Pipeline) -> None:
+    """Both are paid for: an item is not done while one of them may still be had."""
+    pipeline.simulator.set_faults([{"prompt": "harbour", "fault": "several_images", "images": 2}])
+    pipeline.write([{"prompt_id": "harbour", "prompt": "harbour"}])
+    with pipeline.open() as workspace:
+        (shard,) = refresh(workspace).shards
+        generate_shard(workspace, shard, lambda: _giving_one_picture(pipeline.provider(workspace)), pipeline.options())
+    (row,) = pipeline.results().values()
+    assert (row["status"], row["image_count"]) == ("in_flight", 0)
+    assert "image 2: no answer in time" in pipeline.attempts("harbour")[0]["error_message"]
+    pipeline.run()
+    (row,) = pipeline.results().values()
+    assert (row["status"], row["image_count"], row["error_message"]) == ("succeeded", 2, None)
+    assert pipeline.accepted() == ["harbour"]
+    pipeline.assert_books_agree()
+
+
+@asynccontextmanager
+async def _giving_one_picture(provider: HttpProvider) -> AsyncGenerator[HttpProvider]:
+    """The provider, whose image host answers for the first picture alone."""
+    download = provider.download
+    given: set[str] = set()
+
+    async def first_only(url: str) -> Downloaded | DownloadError:
+        if given and url not in given:
+            return DownloadError("retryable", "no answer in time")
+        given.add(url)
+        return await download(url)
+
+    provider.download = first_only
+    async with provider:
+        yield provider
+
+
+def test_a_task_that_is_told_of_when_its_attempt_was_given_up_is_not_forgotten(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its id is the only thing that an invoice, or the provider, knows it by."""
+    pipeline.write([{"prompt_id": "harbour", "prompt": "harbour"}])
+    with pipeline.open() as workspace:
+        (shard,) = refresh(workspace).shards
+
+        @asynccontextmanager
+        async def slow() -> AsyncGenerator[HttpProvider]:
+            """The provider, whose answer comes when another worker and a person have seen to the attempt."""
+            async with pipeline.provider(workspace) as provider:
+                submit = provider.submit
+
+                async def late(request: Request, idempotency_key: str) -> Accepted | Refused | Unknown:
+                    answer = await submit(request, idempotency_key)
+                    with workspace.ledger.database.read() as connection:
+                        (attempt,) = open_attempts(connection)
+                    with workspace.ledger.posting() as postings:
+                        postings.move(attempt, AttemptState.UNKNOWN)
+                        postings.move(attempt, AttemptState.ABANDONED)
+                    return answer
+
+                provider.submit = late
+                yield provider
+
+        generate_shard(workspace, shard, slow, pipeline.options())
+    (attempt,) = pipeline.attempts("harbour")
+    (task,) = [row["task_id"] for row in pipeline.simulator.book if row["event"] == "accepted"]
+    assert (attempt["state"], attempt["task_id"], attempt["at_risk_usd"] > 0) == ("abandoned", task, True)
+    assert task in caplog.text
 
 
 @pytest.mark.parametrize(("lost_polls", "first_status"), [(2, "succeeded"), (5000, "in_flight")])
