@@ -1,5 +1,5 @@
-"""The project's definitions with sensors that look every three seconds: a test need not wait half a minute for each."""
+"""The project's definitions in a hurry: sensors look every three seconds, and each minute has a night."""
 
 from nanobanana_pipeline.definitions import build_defs
 
-defs = build_defs(sensor_interval_s=3)
+defs = build_defs(sensor_interval_s=3, nightly="* * * * *")

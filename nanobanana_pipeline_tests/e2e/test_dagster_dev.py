@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_grou
 
 GENERATION = ("images", "results", "attempts")
 
+HALF = "read when they are whole: larks"
+
 _ASSET = """
 query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
   description groupName kinds
@@ -198,6 +200,58 @@ def test_a_backfill_is_one_run_a_shard(dagster: DagsterDev, pipeline: Pipeline) 
 
     dagster.wait_for("the backfill's runs", ended, 120)
     assert {row["status"] for row in pipeline.table("results")} == {"succeeded"}
+    pipeline.assert_books_agree()
+
+
+def test_a_file_is_noticed_when_it_comes_changes_and_goes(dagster: DagsterDev, pipeline: Pipeline) -> None:
+    """The daemon's own sensor, on from the start: nobody clicks, and half a file is no file."""
+
+    def prompts() -> dict[str, bool]:
+        return {row["prompt"]: row["active"] for row in pipeline.table("prompts") if row["catalogue"] == "larks"}
+
+    path = pipeline.write([{"prompt_id": "l", "prompt": "a lark"}], "larks")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    dagster.wait_for("two looks at half a file", lambda: dagster.reasons("catalogue_sensor").count(HALF) >= 2, 60)
+    assert prompts() == {}
+    path.write_bytes(whole)
+    dagster.wait_for("the new file", lambda: prompts() == {"a lark": True}, 90)
+    pipeline.write([{"prompt_id": "l", "prompt": "a lark at dawn"}], "larks")
+    dagster.wait_for("the changed file", lambda: prompts() == {"a lark at dawn": True}, 90)
+    path.unlink()
+    dagster.wait_for("the removed file", lambda: prompts() == {"a lark at dawn": False}, 90)
+    assert pipeline.table("rejected_prompts") == []
+
+
+@pytest.mark.timeout(600)
+def test_the_night_makes_what_was_put_off(dagster: DagsterDev, pipeline: Pipeline) -> None:
+    """What the provider was too busy for, and what a cap had no room for, is made without anyone coming back to it."""
+    pipeline.simulator.set_faults([{"fault": "unavailable_503_html", "contains": "busy"}])
+    for what in ("busy", "capped"):
+        rows = [{"prompt_id": f"j{n}", "prompt": f"{what}, number {n}", "resolution": "0.5K"} for n in range(2)]
+        pipeline.write(rows, what)
+    assert dagster.wait_for_end(dagster.materialize(["prompts", "rejected_prompts"]), 90) == "SUCCESS"
+    capped = {"ops": {"generation": {"config": {"max_cost_usd": 0.06}}}}
+    for run in (
+        dagster.materialize(GENERATION, partition="busy-000000"),
+        dagster.materialize(GENERATION, partition="capped-000000", config=capped),
+    ):
+        assert dagster.wait_for_end(run, 120) == "SUCCESS", dagster.log[-5000:]
+
+    def standing() -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {"busy": [], "capped": []}
+        for row in pipeline.table("results"):
+            if row["catalogue"] in found:
+                found[row["catalogue"]].append(row["status"])
+        return {name: sorted(statuses) for name, statuses in found.items()}
+
+    assert standing() == {"busy": ["deferred", "deferred"], "capped": ["deferred", "succeeded"]}
+    pipeline.simulator.set_faults([])
+    with dagster.schedule_on("nightly_generation"):
+        dagster.wait_for(
+            "the images of the night", lambda: {s for each in standing().values() for s in each} == {"succeeded"}, 240
+        )
+    assert len([prompt for prompt in pipeline.accepted() if prompt.startswith(("busy", "capped"))]) == 4
     pipeline.assert_books_agree()
 
 

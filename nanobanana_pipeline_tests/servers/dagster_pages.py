@@ -3,8 +3,8 @@
 import json
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.error import HTTPError
 
@@ -33,6 +33,20 @@ query($id: String!) { partitionBackfillOrError(backfillId: $id) {
 _BACKFILL_FAILURE = """
 query($id: String!) { partitionBackfillOrError(backfillId: $id) {
   ... on PartitionBackfill { status error { message causes { message } } }
+} }"""
+_START_SCHEDULE = """
+mutation($selector: ScheduleSelector!) { startSchedule(scheduleSelector: $selector) {
+  __typename
+  ... on PythonError { message }
+} }"""
+_STOP_SCHEDULE = "mutation($id: String!) { stopRunningSchedule(id: $id) { __typename } }"
+_SCHEDULE = """
+query($selector: ScheduleSelector!) { scheduleOrError(scheduleSelector: $selector) {
+  ... on Schedule { scheduleState { id } }
+} }"""
+_TICKS = """
+query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
+  ... on Sensor { sensorState { ticks(limit: 20) { skipReason } } }
 } }"""
 _START_SENSOR = """
 mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) {
@@ -126,11 +140,29 @@ class DagsterPages:
             return None
         return "\n".join([error["message"], *(cause["message"] for cause in error["causes"])])
 
+    def reasons(self, sensor: str) -> list[str]:
+        """Why the sensor's latest ticks started nothing, as its page shows."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "sensorName": sensor}
+        found = self.query(_TICKS, selector=selector)["sensorOrError"]["sensorState"]["ticks"]
+        return [tick["skipReason"] for tick in found if tick["skipReason"]]
+
     def start_sensor(self, name: str) -> None:
         """What the sensor's switch does."""
         selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "sensorName": name}
         answer = self.query(_START_SENSOR, selector=selector)["startSensor"]
         assert answer["__typename"] == "Sensor", answer
+
+    @contextmanager
+    def schedule_on(self, name: str) -> Generator[None]:
+        """With the schedule's switch on."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "scheduleName": name}
+        answer = self.query(_START_SCHEDULE, selector=selector)["startSchedule"]
+        assert answer["__typename"] == "ScheduleStateResult", answer
+        try:
+            yield
+        finally:
+            state = self.query(_SCHEDULE, selector=selector)["scheduleOrError"]["scheduleState"]
+            self.query(_STOP_SCHEDULE, id=state["id"])
 
     def status(self, run_id: str) -> str:
         """A run's status."""
