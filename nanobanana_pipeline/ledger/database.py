@@ -5,6 +5,7 @@ and which errors mean "try again".
 """
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,8 +32,12 @@ _RETRIES: Final = 8
 LOSS_PATIENCE_S = 600.0
 """How long a run waits for a database that went away: longer than a restart or a failover takes."""
 _ASK_AGAIN_S: Final = 0.25
-# A lost connection, a server that shuts down or starts up, one that has no connection to spare.
-_LOST_SQLSTATES: Final = ("08", "57P", "53300")
+# A lost connection, a server that shuts down or starts up, one that has no connection to spare, or no room.
+_LOST_SQLSTATES: Final = ("08", "57P", "53300", "53100")
+# Another has held the write lock for a minute, the disk does not do as it is told, or is full.
+_LOST_ON_SQLITE: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL})
+_PRIMARY_CODE: Final = 0xFF
+"""Of SQLite's error codes, the part that says what kind it is."""
 # A machine that is gone says nothing: without these a connection to it would wait for hours.
 _NOTICE_LOSS: Final = {
     "connect_timeout": 10,
@@ -128,7 +133,8 @@ class Database:
     def through_loss(self, work: Callable[[], T]) -> T:
         """What `work` gives, which may be done twice; asked again while the database is out of reach.
 
-        Raises `LedgerLostError` when it stays away. On SQLite nothing is ever out of reach.
+        So is one whose disk is full: what a provider has answered is known to this process alone until there is room.
+        Raises `LedgerLostError` when it stays away.
         """
         ends = time.monotonic() + LOSS_PATIENCE_S
         while True:
@@ -156,6 +162,8 @@ class Database:
 
         None is one that had no name yet when it was lost: it had changed nothing, or was never asked to commit.
         """
+        if self.dialect == "sqlite":
+            return False  # what it answers to a commit is so
         while True:
             status = self.through_loss(lambda: self._status(transaction))
             if status != "in progress":
@@ -203,7 +211,10 @@ class Database:
 
 
 def is_lost(error: DBAPIError) -> bool:
-    """Whether the connection to PostgreSQL is gone, or can't be had, and the statement may be blameless."""
+    """Whether the database is gone, can't be had or has no room, and the statement may be blameless."""
+    if isinstance(error.orig, sqlite3.Error):
+        # Python's own complaints have no code.
+        return getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE in _LOST_ON_SQLITE
     sqlstate = getattr(error.orig, "sqlstate", "not PostgreSQL")
     return error.connection_invalidated or (
         isinstance(error, OperationalError) and (sqlstate is None or sqlstate.startswith(_LOST_SQLSTATES))

@@ -193,8 +193,10 @@ class Ledger:
 
     def remember_latencies(self, model: str, resolution: str, latencies: Sequence[float]) -> None:
         """Add latencies (seconds) to the history, which keeps the latest."""
-        if not latencies:
-            return
+        if latencies:
+            self.database.through_loss(lambda: self._remember(model, resolution, latencies))
+
+    def _remember(self, model: str, resolution: str, latencies: Sequence[float]) -> None:
         table = schema.latency_history
         key = (table.c.model == model) & (table.c.resolution == resolution)
         with self.database.write() as connection:

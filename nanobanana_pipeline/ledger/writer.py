@@ -118,6 +118,10 @@ class GroupCommit:
         _answer(batch)
 
     def _transact(self, batch: list[_Waiting]) -> None:
+        self._database.through_loss(lambda: self._undisturbed(batch))
+
+    def _undisturbed(self, batch: list[_Waiting]) -> None:
+        """One transaction, made again where it met another's. Raises what was lost, with nothing changed."""
         deadlocks = 0
         gather = True
         while True:
@@ -142,7 +146,7 @@ class GroupCommit:
                 elif isinstance(error, DBAPIError) and is_transient(error) and deadlocks < _RETRIES:
                     time.sleep(0.01 * 2**deadlocks)
                     deadlocks += 1
-                elif not lost:
+                else:
                     raise
             else:
                 return

@@ -1,11 +1,13 @@
 """Group commit: many workers' postings in one transaction, and a bad one among them that takes nobody with it."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,3 +201,43 @@ def test_of_two_that_want_the_same_items_one_has_them(ledger: Ledger) -> None:
     (rounds,) = together(ledger, [[admission, admission]])
     assert [type(verdict) for verdicts in rounds for verdict in verdicts] == [Attempt, Attempt, Stale, Stale]
     assert ledger.counters()["catalogue:cat"] == Holding(reserved=2 * PRICE)
+
+
+def test_an_answer_waits_for_room_on_a_full_disk(tmp_path: Path) -> None:
+    """The task is known to nobody but this process: given up, it would be paid for and never be asked about."""
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}") as ledger:
+        enter(ledger, [prompt("a")])
+        (attempt,) = attempts_of(ledger, SHARDS[0])
+        pages = [1_000_000, 1]
+
+        def accepted(postings: Postings) -> bool:
+            # As many as there are, and no more; then there is room again.
+            postings.execute(sa.text(f"PRAGMA max_page_count = {pages.pop()}"))
+            return postings.move(attempt, S.SUBMITTED, task_id="task-1", text="long" * 50_000)
+
+        assert asyncio.run(ledger.post(accepted))
+        assert pages == []
+        assert (attempt.state, attempt.task_id) == (S.SUBMITTED, "task-1")
+        assert ledger.counters()["catalogue:cat"] == Holding(reserved=PRICE)
+
+
+def test_an_answer_waits_for_whoever_holds_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person who looks into the book by hand, and forgets to end it, must not cost an image."""
+    monkeypatch.setattr("nanobanana_pipeline.ledger.database.BUSY_TIMEOUT_S", 0.05)
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(f"sqlite:///{path}") as ledger:
+        enter(ledger, [prompt("a")])
+        (attempt,) = attempts_of(ledger, SHARDS[0])
+
+        async def accepted() -> bool:
+            with closing(sqlite3.connect(path, isolation_level=None)) as person:
+                person.execute("BEGIN IMMEDIATE")
+                posted = asyncio.create_task(
+                    ledger.post(lambda postings: postings.move(attempt, S.SUBMITTED, task_id="task-1"))
+                )
+                done, _ = await asyncio.wait([posted], timeout=0.3)
+                assert not done
+            return await posted
+
+        assert asyncio.run(accepted())
+        assert ledger.counters()["catalogue:cat"] == Holding(reserved=PRICE)
