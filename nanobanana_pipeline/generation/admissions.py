@@ -76,16 +76,16 @@ class Admissions:
                 waiting.future.set_exception(StoppedError())
 
     async def serve(self) -> None:
-        """Pass queued requests to the ledger until cancelled."""
+        """Pass queued requests to the ledger until stopped."""
         wait_s: float | None = None
-        while True:
+        while not self._stopped:
             try:
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()
             except TimeoutError:
                 pass
             self._changed.clear()
-            wait_s = await self._round() if self._queue and not self._stopped else None
+            wait_s = await self._round() if self._queue else None
 
     async def _round(self) -> float | None:
         """Ask for the head of the queue; returns how long to wait then, None for until something changes."""

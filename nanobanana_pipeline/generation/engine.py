@@ -77,6 +77,8 @@ class Engine:
         self._tally = tally
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        # Set when the last task has ended, and when a stop is asked for.
+        self._wake = asyncio.Event()
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # Twice the open tasks: while one is delivered, another may be generated in its place.
@@ -120,12 +122,12 @@ class Engine:
 
     async def run(self, shard: str) -> None:
         """Work the shard off. Raises `RunStoppedError` or `LeaseLostError` after a graceful stop."""
+        admitting = asyncio.create_task(self._admissions.serve(), name="admissions")
         helpers = [
-            asyncio.create_task(self._admissions.serve(), name="admissions"),
             asyncio.create_task(self._heartbeat(), name="heartbeat"),
             asyncio.create_task(self._remember(), name="remember"),
         ]
-        for helper in helpers:
+        for helper in (admitting, *helpers):
             helper.add_done_callback(self._on_done)
         try:
             with suppress(StoppedError):
@@ -140,6 +142,9 @@ class Engine:
             raise
         finally:
             await self._settle_down()
+            # Not cancelled: what the ledger has yet to admit, it gives back.
+            self._admissions.stop()
+            await asyncio.gather(admitting, return_exceptions=True)
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
@@ -241,6 +246,8 @@ class Engine:
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
+        if not self._tasks:
+            self._wake.set()
         if (
             task.cancelled()
             or (error := task.exception()) is None
@@ -253,15 +260,21 @@ class Engine:
         self._begin_stop()
 
     async def _all_done(self) -> None:
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._tasks and not self._stopping.is_set():
+            self._wake.clear()
+            await self._wake.wait()
         if self._stopping.is_set():
             raise StoppedError
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 
     def _begin_stop(self) -> None:
+        if self._stopping.is_set():
+            return
         self._stopping.set()
+        self._wake.set()
+        # For whoever waits to begin another: all others may be held by submits in the air.
+        self._slots.release()
         self._admissions.stop()
 
     async def _settle_down(self) -> None:

@@ -1,18 +1,26 @@
 """The main job without Dagster: prompts in, images and tables out, and nothing paid twice however often it is run."""
 
+import asyncio
+import sqlite3
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from nanobanana_pipeline.catalogue.identity import Request
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.generation.client import Timeouts
+from nanobanana_pipeline.generation.answers import Accepted, Refused, Unknown
+from nanobanana_pipeline.generation.client import HttpProvider, Timeouts
+from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.shard_run import generate_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
 from nanobanana_pipeline.ledger.work import Rerun
 from nanobanana_pipeline_tests.catalogue.samples import write_mixed_catalogue
-from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+from nanobanana_pipeline_tests.generation.pipelines import QUICK, QUICK_TIMEOUTS, Pipeline
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -152,6 +160,59 @@ def test_a_stopped_run_leaves_what_is_in_flight_to_the_next(pipelines: Callable[
     assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
     assert len(pipeline.accepted()) == 5
     pipeline.assert_books_agree()
+
+
+def test_a_stop_waits_for_answers_no_longer_than_it_is_to(pipelines: Callable[..., Pipeline]) -> None:
+    """Whoever stops a run ends it by force before long, and then its tables are not written."""
+    pipeline = pipelines()
+    pipeline.timeouts = replace(QUICK_TIMEOUTS, submit_s=60)
+    pipeline.simulator.set_faults([{"prompt": "slow", "fault": "slow_answer", "seconds": 40}])
+    pipeline.write([{"prompt_id": "slow", "prompt": "slow"}])
+    stop = StopSwitch()
+    with pipeline.open() as workspace:
+        (shard,) = refresh(workspace).shards
+        options = pipeline.options(patience=replace(QUICK, stop_grace_s=0.2))
+        threading.Timer(1, stop.throw).start()
+        with pytest.raises(RunInterruptedError):
+            generate_shard(workspace, shard, lambda: pipeline.provider(workspace), options, stop=stop)
+    # An answer would have been waited for, had it come: then this was no stop in time.
+    (attempt,) = pipeline.attempts("slow")
+    assert attempt["state"] == "submitting"
+
+
+def test_what_is_admitted_when_the_run_has_ended_is_given_back(pipelines: Callable[..., Pipeline]) -> None:
+    """An admission that the ledger kept waiting until after a stop is sent by nobody: it is no unknown outcome."""
+    pipeline = pipelines(knobs={"requests_per_minute": 60}, latency=60.0)
+    pipeline.write([{"prompt_id": f"p{n}", "prompt": f"p{n}"} for n in range(2)])
+    stop = StopSwitch()
+    with pipeline.open() as workspace:
+        (shard,) = refresh(workspace).shards
+        path = str(workspace.ledger.database.engine.url.database)
+
+        @asynccontextmanager
+        async def holding_the_ledger() -> AsyncGenerator[HttpProvider]:
+            """The provider; with its first answer someone takes the ledger, and gives it back after the stop."""
+            async with pipeline.provider(workspace) as provider:
+                submit = provider.submit
+
+                async def submit_and_hold(request: Request, idempotency_key: str) -> Accepted | Refused | Unknown:
+                    answer = await submit(request, idempotency_key)
+                    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                    other.execute("BEGIN IMMEDIATE")
+                    # The second is asked for when its second has come.
+                    asyncio.get_running_loop().call_later(1.6, stop.throw)
+                    threading.Timer(3.0, other.close).start()
+                    return answer
+
+                provider.submit = submit_and_hold
+                yield provider
+
+        options = pipeline.options(patience=replace(QUICK, stop_grace_s=0.2))
+        with pytest.raises(RunInterruptedError):
+            generate_shard(workspace, shard, holding_the_ledger, options, stop=stop)
+    states = {row["prompt_id"]: row["state"] for row in pipeline.table("attempts")}
+    assert states == {"p0": "submitted", "p1": "refused"}
+    assert pipeline.accepted() == ["p0"]
 
 
 def test_a_renamed_catalogue_is_not_paid_for_again_without_a_word(pipeline: Pipeline) -> None:
