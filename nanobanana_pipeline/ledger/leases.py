@@ -22,6 +22,8 @@ from nanobanana_pipeline.ledger.database import Database
 _leases = schema.leases
 
 LEASE_S = 30.0
+# On Linux the monotonic clock stands still while the machine sleeps; a lease in the book runs out meanwhile.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class LeaseLostError(Exception):
@@ -73,7 +75,7 @@ class Lease:
 
     def acquire(self) -> None:
         """Enter this worker in the book."""
-        asked = time.monotonic()
+        asked = _seconds()
         identity = ProcessIdentity.current()
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -103,7 +105,7 @@ class Lease:
 
     def _renew(self) -> None:
         # Counted from before the question, since the answer may be slow: our end must never be later than the book's.
-        asked = time.monotonic()
+        asked = _seconds()
         with self._database.write() as connection:
             expires_at = self._database.now(connection) + int(self._seconds * 1000)
             update = _leases.update().where(_leases.c.owner == self.owner).values(expires_at=expires_at)
@@ -114,7 +116,7 @@ class Lease:
 
     def check(self) -> None:
         """Raise `LeaseLostError` unless the lease still holds; called right before each send."""
-        if time.monotonic() >= self._holds_until:
+        if _seconds() >= self._holds_until:
             raise LeaseLostError(f"the lease of {self.owner} on shard {self.shard} ran out before it was renewed")
 
     def release(self) -> None:
@@ -148,6 +150,11 @@ def _is_over(row: Row[tuple[object, ...]], now: int, grace_ms: int) -> bool:
 def identity_of(row: Row[tuple[object, ...]]) -> ProcessIdentity:
     """The process that a row of `leases` names."""
     return ProcessIdentity(row.host, row.boot_id, row.pid_namespace, row.pid, row.started)
+
+
+def _seconds() -> float:
+    """By this machine's clock that is never set."""
+    return time.clock_gettime(_CLOCK)
 
 
 @cache
