@@ -6,7 +6,7 @@ itself.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -99,7 +99,7 @@ def _catalogue_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefini
         except UserError as error:
             return dg.SkipReason(str(error))
         now = time.time()
-        being_written = [source.name for source in sources if is_being_written(source, now)]
+        being_written = {source.name for source in sources if is_being_written(source, now)}
         cursor = CatalogueCursor.read(context.cursor)
         after, start = cursor.look(catalogue_fingerprint(sources, being_written), now)
         whole = [source.name for source in sources if source.name not in being_written]
@@ -113,12 +113,12 @@ def _catalogue_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefini
     return catalogue_sensor
 
 
-def _why_nothing(after: CatalogueCursor, being_written: Sequence[str], catalogues: int) -> str:
+def _why_nothing(after: CatalogueCursor, being_written: Collection[str], catalogues: int) -> str:
     if after.seen != after.started:
         return "files have changed: they are read once they come to rest"
     if being_written:
         more = " …" if len(being_written) > _NAMED else ""
-        return f"read when they are whole: {', '.join(being_written[:_NAMED])}{more}"
+        return f"read when they are whole: {', '.join(sorted(being_written)[:_NAMED])}{more}"
     return f"nothing has changed in any of {catalogues}" if catalogues else "the folder holds no catalogue"
 
 
