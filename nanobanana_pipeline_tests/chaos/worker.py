@@ -1,7 +1,7 @@
 """The process that is killed: refreshes the catalogue and works every shard off, again and again, without Dagster.
 
-Configured by NANOBANANA_* like the product. Prints `ready` when its imports are done, and `idle` when there is nothing
-left to do.
+Configured by NANOBANANA_* like the product. As a process it prints `ready` when its imports are done and begins when it
+is sent a line (or the end of its input), so that several begin at once; it prints `idle` when nothing is left to do.
 """
 
 import sys
@@ -36,7 +36,6 @@ _SHARDS_AT_ONCE = 4
 
 def work_off(run: str, patience: Patience, timeouts: Timeouts, *, limit: int | None = None) -> None:
     """Work until nothing is left that a run could do something about; `limit` is of new attempts in each shard."""
-    _say("ready")
     settings = load_settings()
     options = RunOptions(run, run, run, limit=limit, patience=patience)
     stop = StopSwitch()
@@ -74,6 +73,8 @@ def _say(word: str) -> None:
 
 
 if __name__ == "__main__":
+    _say("ready")
+    sys.stdin.readline()
     try:
         work_off(sys.argv[1], PATIENCE, TIMEOUTS)
     except UserError as error:

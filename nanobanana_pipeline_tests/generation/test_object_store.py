@@ -238,6 +238,7 @@ def test_a_killed_worker_leaves_only_whole_objects(
     worker = subprocess.Popen(
         [sys.executable, "-m", "nanobanana_pipeline_tests.chaos.worker", "killed"],
         env=remote.environment,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
     while not any("images/" in path for path in objects(bucket)):

@@ -227,7 +227,7 @@ class ManyMachines(DagsterPages):
         name = f"worker{len(self.workers) + 1}"
         queue_options = [option for queue in queues for option in ("--queue", queue)]
         command = [*program, "worker", "--processes", str(processes), "--name", name, *queue_options]
-        worker = self._program(name, [*(_apart(name) if apart else ()), *command], **environment)
+        worker = self._program(name, [*(as_machine(name) if apart else ()), *command], **environment)
         worker.start()
         self.workers.append(worker)
         return worker
@@ -299,6 +299,15 @@ class ManyMachines(DagsterPages):
                 program.kill()
 
 
+def as_machine(name: str) -> list[str]:
+    """The command that makes what follows it a machine of that name, as far as we may."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return []
+    setting = f'hostname {name}; exec "$@"'
+    apart = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    return [*apart, "sh", "-c", setting, name]
+
+
 def _configuration(pool: int, dead_after_s: int) -> str:
     """The one that is deployed, but for these."""
     text = _CONFIGURATION.read_text()
@@ -309,15 +318,6 @@ def _configuration(pool: int, dead_after_s: int) -> str:
         assert line in text, line
         text = text.replace(line, ours)
     return text
-
-
-def _apart(name: str) -> list[str]:
-    """The command that makes a worker a machine, as far as we may."""
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        return []
-    setting = f'hostname {name}; exec "$@"'
-    apart = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
-    return [*apart, "sh", "-c", setting, name]
 
 
 def _restore(before: Mapping[str, str | None]) -> None:
