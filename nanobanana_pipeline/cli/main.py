@@ -4,7 +4,6 @@ Exit codes: 0 done as asked; 1 could not run, one line on standard error; 3 fini
 130 and 143 stopped by SIGINT and SIGTERM. A traceback never reaches the terminal.
 """
 
-import errno
 import os
 import signal
 import sys
@@ -18,9 +17,7 @@ from click.exceptions import Exit, NoArgsIsHelpError
 
 from nanobanana_pipeline.cli import care, catalogues, looking, money, service, sharing, watching, work
 from nanobanana_pipeline.cli.console import complain
-from nanobanana_pipeline.errors import UserError
-
-_THEIR_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+from nanobanana_pipeline.errors import UserError, disk_trouble
 
 STOPPED = 128
 """Added to a signal's number: the exit code of a command that it ended."""
@@ -138,8 +135,8 @@ def _ended_by(error: BaseException) -> int:
             complain(f"{error.format_message().rstrip('.')}; see {where} --help")
         case UserError():
             complain(str(error))
-        case OSError() if error.errno in _THEIR_DISK:
-            complain(f"{error.strerror}: {error.filename or 'the disk'}; make room or give access, and run it again")
+        case OSError() if (trouble := disk_trouble(error)) is not None:
+            complain(str(trouble))
         case _:
             from nanobanana_pipeline.cli.defects import keep
 

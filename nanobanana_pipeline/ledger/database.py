@@ -136,7 +136,7 @@ class Database:
         So is one whose disk is full: what a provider has answered is known to this process alone until there is room.
         Raises `LedgerLostError` when it stays away.
         """
-        ends = time.monotonic() + LOSS_PATIENCE_S
+        ends, told = time.monotonic() + LOSS_PATIENCE_S, False
         while True:
             try:
                 return work()
@@ -148,7 +148,9 @@ class Database:
                         f"the ledger {self.place} has been out of reach for {LOSS_PATIENCE_S:g} seconds "
                         f"({_first_line(error)}); every call is in it that was ever sent: bring it back, and run again"
                     ) from None
-                _log.warning("the ledger is out of reach, waiting for it: %s", _first_line(error))
+                if not told:
+                    _log.warning("the ledger is out of reach, waiting for it: %s", _first_line(error))
+                    told = True
             time.sleep(_ASK_AGAIN_S)
 
     def transaction_id(self, connection: Connection) -> str | None:

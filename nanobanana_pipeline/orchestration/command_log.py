@@ -6,10 +6,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from typing_extensions import override
+
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.journal import LogFormat, formatter
 
 _LOGS_KEPT: Final = 50
+
+
+class _LogFile(logging.FileHandler):
+    """A file whose disk may be full: what can't be written is not worth a traceback on the terminal for each line."""
+
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do without the line."""
 
 
 def log_file(folder: Path, command: str) -> Path:
@@ -28,7 +38,7 @@ def log_file(folder: Path, command: str) -> Path:
 @contextmanager
 def logging_to(file: Path, log_format: LogFormat) -> Generator[logging.Logger]:
     """A logger for Dagster's runs that writes to `file` alone; what libraries warn of goes there, too."""
-    handler = logging.FileHandler(file)
+    handler = _LogFile(file)
     handler.setFormatter(formatter(log_format))
     logger = logging.getLogger("nanobanana.headless")
     logger.setLevel(logging.INFO)

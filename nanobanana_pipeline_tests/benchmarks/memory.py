@@ -5,8 +5,11 @@ The run with everything in the air is killed there and started again, so that wh
 
 import shutil
 import signal
+import sqlite3
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +60,8 @@ def _all_at_once(in_flight: int) -> dict[str, Any]:
             }
             process = started(_COMMAND, knobs=knobs)
             _wait_for(provider, "submits", in_flight)
+            # Killed before the last answers are entered, it would leave unknown outcomes, which nothing resumes.
+            _await(lambda: not _submitting(folder / "output" / "ledger.sqlite"), "answers entered")
             peak_mb = _peak_mb(process.pid)
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -90,11 +95,20 @@ def _run_of(items: int) -> float:
 
 
 def _wait_for(provider: RunningProvider, what: str, count: int) -> None:
+    _await(lambda: provider.stats()[what] >= count, f"{count:,.0f} {what}")
+
+
+def _await(come: Callable[[], bool], what: str) -> None:
     ends = time.monotonic() + _PATIENCE_S
-    while provider.stats()[what] < count:
+    while not come():
         if time.monotonic() > ends:
-            raise SystemExit(f"the provider saw {provider.stats()[what]:.0f} {what} of {count} in {_PATIENCE_S:g} s")
+            raise SystemExit(f"no {what} in {_PATIENCE_S:g} s")
         time.sleep(_LOOK_S)
+
+
+def _submitting(ledger: Path) -> int:
+    with closing(sqlite3.connect(ledger)) as connection:
+        return connection.execute("SELECT count(*) FROM attempts WHERE state = 'submitting'").fetchone()[0]
 
 
 def _peak_mb(pid: int) -> float:

@@ -59,6 +59,8 @@ class Place:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    within: tuple[str, ...] = ()
+    """The command that starts the commands."""
 
     @classmethod
     def with_provider(cls, folder: Path, simulator: SimulatorProcess, **settings: str) -> "Place":
@@ -89,7 +91,7 @@ class Place:
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start a command; its output is piped."""
         return subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*self.within, *COMMAND, *arguments],
             cwd=self.folder,
             env=self._environment(environment),
             stdin=subprocess.DEVNULL,

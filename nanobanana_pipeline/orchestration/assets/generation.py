@@ -12,7 +12,7 @@ from typing import Any, Final
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
-from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.errors import UserError, disk_trouble
 from nanobanana_pipeline.generation.access import Access
 from nanobanana_pipeline.generation.journal import on_stderr
 from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
@@ -162,6 +162,13 @@ class _Run:
             self._ended(Ended.FOR_AN_APPROVAL if isinstance(error, ApprovalNeededError) else Ended.BY_AN_ERROR)
             self.session.failed(error)
             raise
+        except OSError as error:
+            trouble = disk_trouble(error)
+            if trouble is None:
+                raise
+            self._ended(Ended.BY_AN_ERROR)
+            self.session.failed(trouble)
+            raise trouble from None
 
     def _ended(self, how: Ended) -> None:
         run_id = self.context.run.run_id
