@@ -3,6 +3,6 @@
 A command imports what it needs when it runs, so that `nanobanana --help` is there at once.
 """
 
-from nanobanana_pipeline.cli.main import main
+from nanobanana_pipeline.cli.main import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

@@ -1,8 +1,6 @@
 """`python -m nanobanana_pipeline.cli`."""
 
-import sys
-
-from nanobanana_pipeline.cli.main import main
+from nanobanana_pipeline.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

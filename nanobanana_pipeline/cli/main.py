@@ -4,13 +4,14 @@ Exit codes: 0 done as asked; 1 could not run, one line on standard error; 3 fini
 130 and 143 stopped by SIGINT and SIGTERM. A traceback never reaches the terminal.
 """
 
+import atexit
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from types import FrameType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import click
 from click.exceptions import Exit, NoArgsIsHelpError
@@ -93,6 +94,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if stream is not None and not _flushed(stream):
             code = code or STOPPED + signal.SIGPIPE
     return code
+
+
+def program() -> NoReturn:
+    """Be this process's command, and end without Python's own clearing up, unless it is a service.
+
+    Arrow's threads may still have a file of a bucket to close, in Python. Clearing up, that ends such a thread in the
+    middle of C++, and the process is aborted: a `repair` that was done ended so, with -6. Services have no such files.
+    """
+    code = main()
+    if any(command.name in sys.argv[1:2] for command in service.COMMANDS):
+        sys.exit(code)
+    # What libraries want done at the end; there is no public way to ask for it.
+    atexit._run_exitfuncs()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    os._exit(code)
 
 
 def _flushed(stream: TextIO) -> bool:
