@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import time
-from collections import defaultdict
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -55,6 +55,9 @@ COMMAND_TAG: Final = "nanobanana/command"
 
 _LOGGER: Final = "file"
 _SHARDS_AT_ONCE: Final = 4
+"""Shards that have something left to begin."""
+_SHARDS_OPEN: Final = 12
+"""All shards at work: the slow tail of one must not keep the next from beginning."""
 _TICK_S: Final = 0.2
 _CATALOGUE_GRACE_S: Final = 8.0
 """How long a stop waits for the catalogue to be entered. Cut short, it is entered again by the next run."""
@@ -261,8 +264,27 @@ class _Run:
             return
         self._outcome.shards = [part.shard for part in parts]
         self._watcher.generating(sum(part.items for part in parts), len(parts))
-        with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, len(parts)), thread_name_prefix="shard") as threads:
-            self._follow([threads.submit(self._generate_shard, part) for part in parts], _STOP_LIMIT_S)
+        waiting, open_shards = deque(parts), dict[Future[None], Share]()
+        with ThreadPoolExecutor(min(_SHARDS_OPEN, len(parts)), thread_name_prefix="shard") as threads:
+
+            def begin() -> list[Future[None]]:
+                if self._session.stop.thrown:
+                    return []
+                for future in [future for future in open_shards if future.done()]:
+                    del open_shards[future]
+                beginning = sum(not self._all_begun(part) for part in open_shards.values())
+                room = min(_SHARDS_AT_ONCE - beginning, _SHARDS_OPEN - len(open_shards), len(waiting))
+                new = [waiting.popleft() for _ in range(room)]
+                futures = [threads.submit(self._generate_shard, part) for part in new]
+                open_shards.update(zip(futures, new, strict=True))
+                return futures
+
+            self._follow(begin(), _STOP_LIMIT_S, begin)
+
+    def _all_begun(self, part: Share) -> bool:
+        """Whether a shard only waits for the ends of what it has begun."""
+        tally = self._tallies.get(part.shard)
+        return tally is not None and tally.finished + tally.in_flight >= part.items
 
     def _generate_shard(self, part: Share) -> None:
         if self._session.stop.thrown:
@@ -318,11 +340,16 @@ class _Run:
             if run is not None:
                 self._instance.report_run_canceling(run)
 
-    def _follow(self, futures: Sequence[Future[None]], grace_s: float) -> None:
-        """Wait for the threads, tell the watcher, and see to it that a stop comes to an end."""
+    def _follow(
+        self,
+        futures: Sequence[Future[None]],
+        grace_s: float,
+        begin_more: Callable[[], Iterable[Future[None]]] = tuple,
+    ) -> None:
+        """Wait for the threads, and begin more; tell the watcher, and see to it that a stop comes to an end."""
         stopped_at: float | None = None
         left = set(futures)
-        while left:
+        while left := left.union(begin_more()):
             done, left = wait(left, timeout=_TICK_S)
             for future in done:
                 self._take(future)

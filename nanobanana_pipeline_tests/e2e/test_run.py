@@ -175,6 +175,19 @@ def test_a_stop_leaves_nothing_unknown_and_nothing_to_pay_twice(tmp_path: Path, 
     assert sorted(submits(provider)) == sorted(prompts(25).values())
 
 
+def test_the_slow_tail_of_a_shard_does_not_keep_the_next_from_beginning(
+    tmp_path: Path, simulator: Start, home: Path
+) -> None:
+    """Each of these shards is all tail once it has begun: the provider would be idle while they are waited for."""
+    provider = simulator(latency=60.0, sigma=0.0)
+    here = Place.with_provider(tmp_path, provider, SHARD_SIZE="1")
+    here.furnish(home)
+    here.catalogue(prompts(6))
+    process = here.start("run", "--json")
+    provider.wait_for("accepted", 6, timeout_s=45)
+    assert finish(process, number=signal.SIGTERM).json["items"]["in_flight"] == 6
+
+
 def test_a_closed_terminal_is_a_stop_like_any_other(tmp_path: Path, simulator: Start, home: Path) -> None:
     """A laptop's lid, a lost connection: a progress bar that can't be drawn any more must not cost a run its end."""
     provider = simulator(latency=60.0, sigma=0.0)

@@ -32,14 +32,14 @@ class Proxy:
         with self._lock:
             ends, listener = [*self._open], self._listener
             self._open.clear()
-        for end in [*ends, *([listener] if listener else [])]:
-            # Its thread wakes from waiting, and closes it.
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        if listener:
-            listener.close()
-        # Last: whoever sees it cut may want the same port again at once.
-        self._listener = None
+            for end in [*ends, *([listener] if listener else [])]:
+                # Its thread wakes from waiting, and closes it.
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            if listener:
+                listener.close()
+            # Last: whoever sees it cut may want the same port again at once.
+            self._listener = None
 
     @property
     def is_cut(self) -> bool:
@@ -63,6 +63,10 @@ class Proxy:
                 client, _ = listener.accept()
                 server = socket.create_connection(self._target)
                 with self._lock:
+                    if self._listener is not listener:  # cut while this one was on its way
+                        client.close()
+                        server.close()
+                        return
                     self._open |= {client, server}
                 threading.Thread(target=self._pump, args=(client, server, True), daemon=True).start()
                 threading.Thread(target=self._pump, args=(server, client, False), daemon=True).start()
