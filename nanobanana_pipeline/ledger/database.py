@@ -25,6 +25,9 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 BUSY_TIMEOUT_S = 60
+_CACHE_KB: Final = 8 * 1024
+"""Of SQLite's pages, for each connection: a run of many shards has dozens. The system caches the file besides."""
+_LARGE_CACHE_KB: Final = 64 * 1024
 _VERSION_KEY = "schema_version"
 _RETRY_SQLSTATES = {"40001", "40P01"}
 _RETRIES: Final = 8
@@ -207,6 +210,21 @@ class Database:
         values = [tuple(map(row.__getitem__, names)) for row in rows] if names else list(rows)
         connection.exec_driver_sql(str(compiled), values)
 
+    @contextmanager
+    def large_cache(self, connection: Connection) -> Generator[None]:
+        """Room for work that touches all of an index in one transaction: with less, SQLite writes a page many times."""
+        if self.dialect != "sqlite":
+            yield
+            return
+        with connection.begin():
+            connection.exec_driver_sql(f"PRAGMA cache_size=-{_LARGE_CACHE_KB}")
+        try:
+            yield
+        finally:
+            with connection.begin():
+                connection.exec_driver_sql(f"PRAGMA cache_size=-{_CACHE_KB}")
+                connection.exec_driver_sql("PRAGMA shrink_memory")
+
     def dispose(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
@@ -267,7 +285,7 @@ def _sqlite_engine(url: sa.URL) -> Engine:
         cursor.execute("PRAGMA journal_mode=WAL")
         # FULL: what a commit acknowledged survives a power cut. NORMAL could lose the row of a paid submit.
         cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA cache_size=-65536")
+        cursor.execute(f"PRAGMA cache_size=-{_CACHE_KB}")
         cursor.execute("PRAGMA temp_store=FILE")
         cursor.close()
 

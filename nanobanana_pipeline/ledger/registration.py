@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from filelock import FileLock
@@ -27,16 +27,21 @@ from nanobanana_pipeline.ledger.database import Database, through_deadlocks
 from nanobanana_pipeline.ledger.kept_images import has_image
 from nanobanana_pipeline.ledger.states import ItemState
 
+T = TypeVar("T")
+
 _items = schema.items
 _shards = schema.shards
 _requests = schema.requests
 _catalogues = schema.catalogues
 
-# Each commit writes most pages of the indexes by hash, which have no order: few commits, or a million rows are written
-# twenty times over. A commit of these holds engines up for a second or two.
-_PROMPTS_A_COMMIT = 32_000
+# Each commit writes most pages of the indexes by hash, which have no order. With commits that grow with what is there
+# already, a million rows are written some twenty times over instead of hundreds, and a small catalogue needs little
+# memory. A commit of the most holds engines up for a second or two.
+_PROMPTS_A_COMMIT = (4_000, 32_000)
+_COMMIT_SHARE = 8
 # SQLite takes at most 32,766 bound parameters; shorter lists also plan faster.
 _IDS_A_QUERY = 500
+_ROWS_A_PAGE = 1_000
 GONE = "gone"
 """The fingerprint of a catalogue that is no longer there."""
 _HAS_OPEN_ATTEMPT = (ItemState.OPEN, ItemState.UNKNOWN, ItemState.OVERDUE)
@@ -98,7 +103,11 @@ def register(
     taken for removed. The catalogue counts as registered once it is sealed, when its tables are written as well.
     """
     report = Registration(catalogue)
-    with _one_at_a_time(database, catalogue), database.engine.connect() as connection:
+    with (
+        _one_at_a_time(database, catalogue),
+        database.engine.connect() as connection,
+        database.large_cache(connection),
+    ):
         writing = connection.execution_options(nanobanana_write=True)
         with writing.begin():
             writing.exec_driver_sql("DROP TABLE IF EXISTS seen_items")
@@ -109,8 +118,9 @@ def register(
             writing.execute(insert.on_conflict_do_update(index_elements=["catalogue"], set_={"fingerprint": None}))
             # Of a catalogue never seen before nothing can be known, edited or gone.
             before = sa.select(_catalogues.c.next_position).where(_catalogues.c.catalogue == catalogue)
-            new = writing.execute(before).scalar_one() == 0
-        for batch in _gathered(batches, _PROMPTS_A_COMMIT):
+            there: int = writing.execute(before).scalar_one()
+        new = there == 0
+        for batch in _gathered(batches, there):
             enter = partial(
                 _register_batch, database, writing, catalogue, batch, default_resolution, shard_size, new=new
             )
@@ -123,13 +133,15 @@ def register(
     return report
 
 
-def _gathered(batches: Iterable[Sequence[CataloguePrompt]], at_least: int) -> Iterator[list[CataloguePrompt]]:
-    """The prompts of the batches, in the same order, in fewer and larger ones; none is empty."""
+def _gathered(batches: Iterable[Sequence[CataloguePrompt]], there: int) -> Iterator[list[CataloguePrompt]]:
+    """The prompts of the batches, in the same order, as many together as suits the items that are there already."""
+    least, most = _PROMPTS_A_COMMIT
     together: list[CataloguePrompt] = []
     for batch in batches:
         together += batch
-        if len(together) >= at_least:
+        if len(together) >= min(most, max(least, there // _COMMIT_SHARE)):
             yield together
+            there += len(together)
             together = []
     if together:
         yield together
@@ -200,31 +212,15 @@ def _enter(
     ]
     known = {} if new else _items_by_id(connection, _KNOWN, [entry[0] for entry in wanted])
     assign = _Assignment(connection, report.catalogue, shard_size)
-    added: list[dict[str, Any]] = []
+    added: list[tuple[str, int, CataloguePrompt, str, int]] = []
     changed: dict[str, CataloguePrompt] = {}
-    requests: dict[str, dict[str, Any]] = {}
+    requests: dict[str, CataloguePrompt] = {}
     shard_of_prompt: dict[str, str] = {}
     for identity, sample, prompt in wanted:
         row = known.get(identity)
         if row is None:
             shard = shard_of_prompt.get(prompt.prompt_id) or assign.shard_of_new_prompt()
-            added.append(
-                {
-                    "item_id": identity,
-                    "catalogue": prompt.catalogue,
-                    "prompt_id": prompt.prompt_id,
-                    "sample": sample,
-                    "shard": shard,
-                    "position": assign.next_position(),
-                    "priority": prompt.priority,
-                    "request_hash": prompt.request_hash,
-                    "campaign": prompt.campaign,
-                    "labels": prompt.labels,
-                    "active": True,
-                    "state": ItemState.PENDING.value,
-                    "attempts": 0,
-                }
-            )
+            added.append((identity, sample, prompt, shard, assign.next_position()))
             report.new += 1
             report.shards.add(shard)
         else:
@@ -247,24 +243,62 @@ def _enter(
         # All samples of a prompt stay together, also when more are asked for later.
         shard_of_prompt[prompt.prompt_id] = shard
         if row is None or row.request_hash != prompt.request_hash or not row.active:
-            requests[prompt.request_hash] = {
-                "request_hash": prompt.request_hash,
-                "model": prompt.request.model,
-                "resolution": prompt.request.resolution or default_resolution,
-                "body": prompt.request.to_json(),
-            }
+            requests[prompt.request_hash] = prompt
     report.prompts += len(batch)
-    if requests:
-        # A request that was adopted from the tables may lack its prompt (`adoption`). In one order for every process.
-        insert = database.upsert(_requests)
-        complete = insert.on_conflict_do_update(index_elements=["request_hash"], set_={"body": insert.excluded.body})
-        database.insert(connection, complete, sorted(requests.values(), key=itemgetter("request_hash")))
+    _insert(database, connection, requests, added, default_resolution)
     if added:
-        database.insert(connection, _items.insert(), added)
         assign.save()
     if changed:
         connection.execute(_EDIT, _edits(database, connection, changed))
     return [identity for identity, _, _ in wanted]
+
+
+def _insert(
+    database: Database,
+    connection: Connection,
+    requests: Mapping[str, CataloguePrompt],
+    added: Sequence[tuple[str, int, CataloguePrompt, str, int]],
+    default_resolution: str,
+) -> None:
+    # A request that was adopted from the tables may lack its prompt (`adoption`). In one order for every process.
+    insert = database.upsert(_requests)
+    complete = insert.on_conflict_do_update(index_elements=["request_hash"], set_={"body": insert.excluded.body})
+    for page in _pages(sorted(requests.items(), key=itemgetter(0))):
+        database.insert(connection, complete, [_request_row(prompt, default_resolution) for _, prompt in page])
+    for page in _pages(added):
+        database.insert(connection, _items.insert(), [_item_row(*new) for new in page])
+
+
+def _pages(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """A few rows at a time: as the database takes them, they take several times the memory."""
+    return (rows[start : start + _ROWS_A_PAGE] for start in range(0, len(rows), _ROWS_A_PAGE))
+
+
+def _request_row(prompt: CataloguePrompt, default_resolution: str) -> dict[str, Any]:
+    return {
+        "request_hash": prompt.request_hash,
+        "model": prompt.request.model,
+        "resolution": prompt.request.resolution or default_resolution,
+        "body": prompt.request.to_json(),
+    }
+
+
+def _item_row(identity: str, sample: int, prompt: CataloguePrompt, shard: str, position: int) -> dict[str, Any]:
+    return {
+        "item_id": identity,
+        "catalogue": prompt.catalogue,
+        "prompt_id": prompt.prompt_id,
+        "sample": sample,
+        "shard": shard,
+        "position": position,
+        "priority": prompt.priority,
+        "request_hash": prompt.request_hash,
+        "campaign": prompt.campaign,
+        "labels": prompt.labels,
+        "active": True,
+        "state": ItemState.PENDING.value,
+        "attempts": 0,
+    }
 
 
 class _Assignment:
