@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nanobanana_pipeline.catalogue import columns
-from nanobanana_pipeline.catalogue.collector import collector_paused
 from nanobanana_pipeline.catalogue.columns import PlainBatch
 from nanobanana_pipeline.catalogue.identity import Request, RequestHasher
 from nanobanana_pipeline.catalogue.labels import labels_json
@@ -41,6 +40,7 @@ from nanobanana_pipeline.catalogue.rules import (
     shown,
     undecodable,
 )
+from nanobanana_pipeline.collector import collector_paused
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 
 __all__ = ["FILE_RULES", "CataloguePrompt", "RejectedPrompt", "Rule", "ValidatedBatch", "validate"]

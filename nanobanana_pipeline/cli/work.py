@@ -9,6 +9,7 @@ import click
 from nanobanana_pipeline.cli import environment, reports
 from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, counted, note, say, say_json, warn
 from nanobanana_pipeline.cli.progress import ProgressDisplay
+from nanobanana_pipeline.collector import collector_paused
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.orchestration.order import Order
@@ -123,12 +124,14 @@ def exit_code(outcome: "Outcome") -> int:
 
 
 def _work(settings: "Settings", order: "Order", *, quiet: bool = False) -> "Outcome":
-    from nanobanana_pipeline.orchestration.at_rest import outcome_at_rest
+    with collector_paused():
+        from nanobanana_pipeline.orchestration.at_rest import outcome_at_rest
 
     outcome = outcome_at_rest(settings, order)
     if outcome is not None:
         return _told(outcome)
-    from nanobanana_pipeline.orchestration.headless import run_pipeline
+    with collector_paused():
+        from nanobanana_pipeline.orchestration.headless import run_pipeline
 
     home = environment.set_dagster_home(settings)
     logs = environment.local_output(settings) / "logs"

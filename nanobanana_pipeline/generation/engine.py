@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from nanobanana_pipeline.generation.admissions import Admissions, StoppedError
@@ -85,7 +86,7 @@ class Engine:
         self._slots = asyncio.Semaphore(2 * options.max_in_flight)
         self._begun = 0
         self._clock_offset_ms = time.time() * 1000 - time.monotonic() * 1000
-        self._schedule = PollSchedule(ledger.latencies(spec.name))
+        self._schedule = PollSchedule.shared(ledger.database.place, spec.name, partial(ledger.latencies, spec.name))
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
         self._admissions = Admissions(ledger, worker, options.caps, gate, patience_s=options.policy.task_deadline_s)
         self._lifecycle = Lifecycle(

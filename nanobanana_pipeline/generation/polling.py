@@ -6,9 +6,11 @@ asked about less often. Where latencies are spread widely that first wait saves 
 there, the longer a task has taken the longer it is going to take, and the gap grows with the square root of its age.
 """
 
+import threading
 from collections import deque
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Final
+from weakref import WeakValueDictionary
 
 _WINDOW: Final = 200
 _ENOUGH: Final = 20
@@ -50,9 +52,11 @@ class Latencies:
 
     def percentile(self, share: float) -> float:
         """The latency that `share` of the recent tasks did not exceed."""
-        if self._sorted is None:
-            self._sorted = sorted(self._window)
-        return self._sorted[min(len(self._sorted) - 1, int(share * len(self._sorted)))]
+        # Another thread may observe meanwhile; then what is kept lacks its latency until the next one.
+        known = self._sorted
+        if known is None:
+            known = self._sorted = sorted(self._window)
+        return known[min(len(known) - 1, int(share * len(known)))]
 
     @property
     def _wide(self) -> bool:
@@ -85,11 +89,27 @@ class Latencies:
 
 
 class PollSchedule:
-    """Latencies by resolution, for one model."""
+    """Latencies by resolution, for one model. Event loops of several threads may share it; see `shared`."""
+
+    _open: ClassVar[WeakValueDictionary[tuple[str, str], "PollSchedule"]] = WeakValueDictionary()
+    _opening: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, history: dict[str, list[float]] | None = None) -> None:
         self._by_resolution = {name: Latencies(known) for name, known in (history or {}).items()}
+        self._lock = threading.Lock()
         self._new: dict[str, list[float]] = {}
+
+    @classmethod
+    def shared(cls, ledger: str, model: str, history: Callable[[], dict[str, list[float]]]) -> "PollSchedule":
+        """The one that all shards at work in this process go by; made from the ledger's `history` by the first.
+
+        Each with its own learnt the same anew, by early questions that a third of all polls were.
+        """
+        with cls._opening:
+            schedule = cls._open.get((ledger, model))
+            if schedule is None:
+                schedule = cls._open[ledger, model] = cls(history())
+            return schedule
 
     def of(self, resolution: str) -> Latencies:
         """What is known of a resolution."""
@@ -98,9 +118,11 @@ class PollSchedule:
     def observe(self, resolution: str, latency_s: float) -> None:
         """Add the latency of a task that has just ended."""
         self.of(resolution).observe(latency_s)
-        self._new.setdefault(resolution, []).append(latency_s)
+        with self._lock:
+            self._new.setdefault(resolution, []).append(latency_s)
 
     def drain(self) -> dict[str, list[float]]:
         """What was observed since the last call, to be remembered in the ledger."""
-        new, self._new = self._new, {}
+        with self._lock:
+            new, self._new = self._new, {}
         return new

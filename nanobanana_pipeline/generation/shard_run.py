@@ -11,6 +11,7 @@ from typing import Final
 
 import uvloop
 
+from nanobanana_pipeline.collector import spare_what_is_loaded
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.engine import Engine, EngineOptions
@@ -88,6 +89,7 @@ def generate_shard(
     stop, and `UserError` when the provider stops the run (a wrong key, an empty account), the lease was lost, the
     catalogue seems to be renamed, or the ledger is older than the tables.
     """
+    spare_what_is_loaded()
     stop = stop or StopSwitch()
     began = time.monotonic()
     report = ShardReport(shard, Tally())

@@ -17,10 +17,10 @@ import sqlalchemy as sa
 from filelock import FileLock
 from sqlalchemy.engine import Connection
 
-from nanobanana_pipeline.catalogue.collector import collector_paused
 from nanobanana_pipeline.catalogue.identity import item_id
 from nanobanana_pipeline.catalogue.sharding import shard_key
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
+from nanobanana_pipeline.collector import collector_paused
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.changes import count_change
 from nanobanana_pipeline.ledger.database import Database, through_deadlocks

@@ -7,7 +7,6 @@ so time in C counts, where the lock of the interpreter is not held, and waiting 
 
 import html
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -160,14 +159,12 @@ def main() -> None:
 def _profiled(picture: Path) -> None:
     sampler = Sampler()
     sampler.start()
-    sys.argv = ["nanobanana", "run", "--json"]
-    try:
-        runpy.run_module("nanobanana_pipeline.cli", run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
-    finally:
-        sampler.stop()
+    from nanobanana_pipeline.cli.main import main as command  # noqa: PLC0415 - importing it is part of the cost
+
+    code = command(["run", "--json"])
+    sampler.stop()
+    if code:
+        raise SystemExit(code)
     seconds = sum(sampler.nanoseconds.values()) / 1e9
     picture.write_text(flame_graph(sampler.nanoseconds, f"nanobanana run: {seconds:.1f} s of CPU, by frame"))
     picture.with_suffix(".folded").write_text(folded(sampler.nanoseconds))

@@ -4,7 +4,6 @@
 tasks are polled and pictures are fetched meanwhile.
 """
 
-import random
 import shutil
 import tempfile
 from collections import Counter
@@ -19,7 +18,7 @@ from nanobanana_pipeline_tests.benchmarks.engine import write_catalogue
 from nanobanana_pipeline_tests.benchmarks.measuring import Section, measured, python, say, table
 
 _SHARD: Final = 100
-_SIGMA: Final = 0.35
+_SIGMA: Final = 0.25
 _PICTURE_BYTES: Final = 100_000
 
 
@@ -35,18 +34,18 @@ class Case:
 
     @property
     def best(self) -> float:
-        """Submits a second that the provider allows."""
+        """Submits a second that the provider allows; of N in flight, N over the median latency.
+
+        A little more than could be: a place is taken for the mean, which the few slow ones raise.
+        """
         if "requests_per_minute" in self.allowed:
             return self.allowed["requests_per_minute"] / 60
-        draw = random.Random(3)
-        # A slot is taken for the mean of the latencies, which is more than their median.
-        mean = sum(self.latency_s * draw.lognormvariate(0, _SIGMA) for _ in range(10_000)) / 10_000
-        return self.allowed["max_in_flight"] / mean
+        return self.allowed["max_in_flight"] / self.latency_s
 
 
 CASES: Final = (
     Case("600 a minute, known", 600, 2, {"requests_per_minute": 600}, {"REQUESTS_PER_MINUTE": "600"}),
-    Case("64 in flight, known", 512, 8, {"max_in_flight": 64}, {"MAX_IN_FLIGHT": "64"}),
+    Case("64 in flight, known", 1600, 8, {"max_in_flight": 64}, {"MAX_IN_FLIGHT": "64"}),
     Case("120 a minute, to be found out", 160, 2, {"requests_per_minute": 120}),
 )
 
@@ -80,7 +79,7 @@ def measure(share: float = 1.0) -> Section:
     header = ["the provider allows", "taken", "used", "refused a second", "most refused in a second"]
     text = (
         f"`nanobanana run` over shards of {_SHARD}, in real time, by the simulator's book; latency 2 or 8 s "
-        f"(log-normal, sigma {_SIGMA}). Of N in flight, all is N over the mean latency.\n\n" + table(header, rows)
+        f"(log-normal, sigma {_SIGMA}). Of N in flight, all is N over the median latency.\n\n" + table(header, rows)
     )
     return Section("live_limits", text, figures)
 
@@ -111,9 +110,11 @@ def _run(case: Case, items: int) -> tuple[list[float], list[float]]:
 
 
 _EVENTS: Final = ("accepted", "refused")
+_SETTLED: Final = 4
+"""Times that all places must have been taken before their use is measured."""
 
 
 def _rate(case: Case, accepted: Sequence[float]) -> float:
-    """Submits taken a second, without those that found everything free at the start."""
-    at_once = case.allowed.get("max_in_flight", 1)
-    return (len(accepted) - at_once) / (accepted[-1] - accepted[at_once - 1])
+    """Submits taken a second, without the beginning: all that are sent at once at the start end together as well."""
+    first = _SETTLED * case.allowed.get("max_in_flight", 1)
+    return (len(accepted) - first) / (accepted[-1] - accepted[first - 1])
