@@ -40,7 +40,7 @@ from nanobanana_pipeline.catalogue.rules import (
     shown,
     undecodable,
 )
-from nanobanana_pipeline.collector import collector_paused
+from nanobanana_pipeline.memory import collector_paused
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 
 __all__ = ["FILE_RULES", "CataloguePrompt", "RejectedPrompt", "Rule", "ValidatedBatch", "validate"]

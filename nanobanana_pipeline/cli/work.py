@@ -9,7 +9,7 @@ import click
 from nanobanana_pipeline.cli import environment, reports
 from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, counted, note, say, say_json, warn
 from nanobanana_pipeline.cli.progress import ProgressDisplay
-from nanobanana_pipeline.collector import collector_paused
+from nanobanana_pipeline.memory import collector_paused, share_arenas
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.orchestration.order import Order
@@ -133,6 +133,7 @@ def _work(settings: "Settings", order: "Order", *, quiet: bool = False) -> "Outc
     with collector_paused():
         from nanobanana_pipeline.orchestration.headless import run_pipeline
 
+    share_arenas()
     home = environment.set_dagster_home(settings)
     logs = environment.local_output(settings) / "logs"
     with ProgressDisplay(quiet=quiet) as display:

@@ -11,7 +11,6 @@ from typing import Final
 
 import uvloop
 
-from nanobanana_pipeline.collector import spare_what_is_loaded
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.engine import Engine, EngineOptions
@@ -31,6 +30,7 @@ from nanobanana_pipeline.ledger.entries import Worker
 from nanobanana_pipeline.ledger.leases import Lease, LeaseLostError
 from nanobanana_pipeline.ledger.states import ItemState
 from nanobanana_pipeline.ledger.work import Rerun
+from nanobanana_pipeline.memory import spare_what_is_loaded
 from nanobanana_pipeline.model_specs.kinds import ErrorKind
 from nanobanana_pipeline.settings import Settings
 

@@ -20,12 +20,12 @@ from sqlalchemy.engine import Connection
 from nanobanana_pipeline.catalogue.identity import item_id
 from nanobanana_pipeline.catalogue.sharding import shard_key
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
-from nanobanana_pipeline.collector import collector_paused
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.changes import count_change
 from nanobanana_pipeline.ledger.database import Database, through_deadlocks
 from nanobanana_pipeline.ledger.kept_images import has_image
 from nanobanana_pipeline.ledger.states import ItemState
+from nanobanana_pipeline.memory import collector_paused
 
 T = TypeVar("T")
 

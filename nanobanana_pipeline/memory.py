@@ -1,0 +1,52 @@
+"""Memory management that suits long runs of many threads: Python's cycle collector and the C library's allocator.
+
+The collector looks through all that lives, and would find nothing: a quarter of a validation's time went to it, a fifth
+of a registration's, a third of loading Dagster, and a tenth of a run of 2,000 items.
+"""
+
+import ctypes
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
+
+_THRESHOLDS = (10_000, 20, 50)
+"""Of its three generations; Python's own are 700, 10 and 10."""
+
+
+@contextmanager
+def collector_paused() -> Generator[None]:
+    """Keep the collector from looking through thousands of new objects that can have no cycles, or that all stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@cache
+def spare_what_is_loaded() -> None:
+    """Have the collector never look again at what there is by now, and come less often; once for a process.
+
+    To be called when everything is imported: hundreds of thousands of objects, which live as long as the process.
+    """
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
+
+
+def share_arenas() -> None:
+    """Have all threads to come allocate from the same two places, and not each from its own.
+
+    A thread of a shard leaves its place some 25 MB full of holes that no other thread fills: a run of 10,000 items took
+    603 MB, and with two places 487. Python's lock lets one thread allocate at a time anyway. For the GNU C library;
+    others have no such places.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 2)
+
+
+_M_ARENA_MAX = -8
+"""As malloc.h has it."""
