@@ -32,6 +32,7 @@ from nanobanana_pipeline.model_specs.loader import load_spec
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.generation.raw_server import RawServer, Received, Reply, reply
+from nanobanana_pipeline_tests.servers.services import free_port
 
 KEY = "sk-live-abc/def+0123456789"
 REQUEST = Request("nano_banana_2", "a harbour at dawn", resolution="1K")
@@ -775,10 +776,3 @@ def test_each_fault_of_a_submit_is_read_for_what_it_is(simulator: Callable[..., 
         fault: (kind, read[fault][1] if error is None else error) for fault, (kind, error) in SUBMIT_FAULTS.items()
     }
     assert read == expected
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+from nanobanana_pipeline_tests.servers.services import free_port
+
 S3_KEY: Final = "test:tester"
 S3_SECRET: Final = "testing"
 _READY_S: Final = 60.0
@@ -65,7 +67,7 @@ class LocalBucket:
     @contextmanager
     def running(cls) -> Generator["LocalBucket"]:
         """Start one, and stop it at the end."""
-        port = _free_port()
+        port = free_port()
         with (
             tempfile.TemporaryDirectory() as folder,
             _process([sys.executable, "-m", "localbucket", folder, "--port", f"{port}"]),
@@ -107,7 +109,7 @@ class Swift:
     def running(cls) -> Generator["Swift"]:
         """Start its four servers over one folder, and stop them at the end."""
         programs = Path(sys.executable).parent
-        ports = {name: _free_port() for name in ("account", "container", "object", "proxy")}
+        ports = {name: free_port() for name in ("account", "container", "object", "proxy")}
         with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
             etc = Path(folder, "etc")
             etc.mkdir()
@@ -172,7 +174,7 @@ class Azurite:
     @contextmanager
     def running(cls) -> Generator["Azurite"]:
         """Start one that keeps all in memory, and stop it at the end."""
-        port = _free_port()
+        port = free_port()
         words = ["--inMemoryPersistence", "--skipApiVersionCheck", "--blobHost", "127.0.0.1", "--blobPort", f"{port}"]
         with _process([str(cls.command), *words]):
             _await_port(port)
@@ -221,11 +223,6 @@ def _process(words: list[str]) -> Generator[None]:
             yield
         finally:
             process.kill()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 def _await_port(port: int) -> None:
