@@ -12,7 +12,8 @@ RUNNABLE := $(VENV)/.runnable
 INSTALLED := $(VENV)/.installed
 
 KILLS ?= 1000
-WORKERS ?= auto
+# One more than cores: half of a test's time it waits for processes and browsers.
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 PORT ?= 3000
 ARGS ?=
 
