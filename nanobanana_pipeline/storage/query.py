@@ -52,8 +52,10 @@ _READING_WORDS: Final = frozenset(
         "explain",
     ]
 )
-_EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+|\([^)]*\)\s*)?", re.IGNORECASE)
-_WORD: Final = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(\w*)", re.DOTALL)
+_GAP: Final = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+# Whatever stands between its words, and no quotes: what `EXPLAIN(ANALYZE)` explains is carried out.
+_EXPLAIN: Final = re.compile(rf"{_GAP}explain\b{_GAP}(analyze\b|\([\w\s,]*\))?", re.IGNORECASE | re.DOTALL)
+_WORD: Final = re.compile(rf"(?:{_GAP}\()*{_GAP}(\w*)", re.DOTALL)
 
 _BATCH_ROWS: Final = 10_000
 _ROWS_DRAWN: Final = 1_000
@@ -106,6 +108,9 @@ def run_query(output: str | Path, sql: str, fmt: Format = "table", limit: int | 
             raise
         except duckdb.Error as error:
             raise UserError(f"the query failed: {_in_one_line(error)}") from error
+        except (pa.ArrowException, OverflowError) as error:
+            # DATE '10000-01-01' and 'infinity' have no form in Python, INTERVAL none in Parquet.
+            raise UserError(f"the answer has a value that {fmt} can't hold ({error}): cast it to VARCHAR") from error
 
 
 @contextmanager

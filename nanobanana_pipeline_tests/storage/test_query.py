@@ -193,6 +193,7 @@ def test_a_limit_holds_in_every_format(output: Path, fmt: Any) -> None:
         "SUMMARIZE results",
         "EXPLAIN SELECT 1",
         "EXPLAIN ANALYZE SELECT 1",
+        "explain(analyze, format json) (select 1)",
         "VALUES (1)",
         "TABLE results",
     ],
@@ -209,6 +210,9 @@ HARMFUL = [
     "EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
     "explain /* x */ analyze\tcopy (select 1) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
     "EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN(ANALYZE) COPY (SELECT 1) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+    "explain/**/analyze copy (select 1) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN (ANALYZE, FORMAT ')SELECT(') COPY (SELECT 1) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
     "SELECT 1; COPY (SELECT 1) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
     "EXPORT DATABASE '{out}/export'",
     "ATTACH '{out}/x.duckdb'",
@@ -258,6 +262,16 @@ def test_mistakes_are_told_in_one_line(output: Path, sql: str, expected: str) ->
     with pytest.raises(UserError, match=expected) as caught:
         run_query(output, sql, "csv")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sql", "fmt"),
+    [("SELECT DATE '10000-01-01'", "json"), ("SELECT 'infinity'::TIMESTAMP", "csv"), ("SELECT INTERVAL 1 DAY", "parquet")],
+)
+def test_a_value_that_a_format_has_no_form_for_is_told_in_one_line(output: Path, sql: str, fmt: Any) -> None:
+    """It ended as a defect of ours, with a traceback to send in."""
+    with pytest.raises(UserError, match=f"{fmt} can't hold.*cast it to VARCHAR"):
+        run_query(output, sql, fmt)
 
 
 def test_names_in_the_callers_code_are_not_tables(output: Path) -> None:
