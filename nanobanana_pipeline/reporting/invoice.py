@@ -10,10 +10,10 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,15 +24,22 @@ _KNOWN_NAMES: Final = {
     "task_id": ("taskid", "task", "requestid", "jobid", "generationid", "orderid", "id"),
     "amount": ("amountusd", "costusd", "amount", "cost", "charge", "charged", "fee", "price", "total", "usd"),
     "time": ("time", "timestamp", "createdat", "created", "date", "datetime", "billedat", "day"),
+    "currency": ("currency", "currencycode"),
 }
+_DOLLARS: Final = frozenset({"", "us", "usd", "usdollar", "usdollars"})
+"""How a column of currencies says US dollars, signs aside."""
 _ENCODINGS: Final = ("utf-8-sig", "cp1252")
 _DELIMITERS: Final = ",;\t|"
 _HEADER_LINES: Final = 30
+_EPOCH: Final = re.compile(r"\d{9,13}(\.\d+)?")
+"""Fourteen digits are the year, month, day and time of day of a form that a mapping file has to name."""
 _MILLISECONDS: Final = 10**11
 """Numbers of seconds since the epoch are below this, numbers of milliseconds above."""
 _SUMMARY: Final = re.compile(r"\b(sub)?total\b|\bsum\b|\bsumme\b|合计|总计", re.IGNORECASE)
 _UNITS: Final = {"usd": Decimal(1), "cent": Decimal("0.01"), "micro": Decimal("0.000001")}
 _MICRO: Final = Decimal("0.000001")
+_MOST_USD: Final = 10**12
+"""A table holds less than this; an order's number, in a column that was taken for the amounts, is more."""
 
 
 class Mapping(BaseModel):
@@ -72,7 +79,7 @@ class Invoice:
     """The lines of an invoice, and how it was read.
 
     `rounding_micros` is half of the last digit that its amounts have: less than that is no difference.
-    `whole_days` says that its times have no time of day.
+    `whole_days` says that its times have no time of day: its days are those of `zone`.
     """
 
     name: str
@@ -81,6 +88,7 @@ class Invoice:
     """Numbers of the lines that sum up others, which are not lines of their own."""
     rounding_micros: int = 0
     whole_days: bool = False
+    zone: tzinfo = UTC
     has_tasks: bool = True
 
 
@@ -115,9 +123,10 @@ def read_invoice(path: str | Path, mapping: Mapping) -> Invoice:
         if invoice.has_tasks and _sums_up(task_id, cells):
             invoice.summaries.append(number)
             continue
-        value = _amount(amount, point)
+        value = _amount(amount, point, _cell(cells, places["currency"]) if "currency" in places else "")
         if isinstance(value, Decimal):
-            digits = max(digits, -int(value.normalize().as_tuple().exponent))
+            # As written: amounts of 0.10 are told to the cent, however many of them end in a zero.
+            digits = max(digits, -int(value.as_tuple().exponent))
         invoice.lines.append(
             InvoiceLine(
                 number=number,
@@ -128,7 +137,7 @@ def read_invoice(path: str | Path, mapping: Mapping) -> Invoice:
             )
         )
     invoice.rounding_micros = _half_of_last_digit(digits, mapping)
-    invoice.whole_days = times.whole_days
+    invoice.whole_days, invoice.zone = times.whole_days, times.zone
     if not invoice.lines:
         raise UserError(f"{path}: there is no line below its header; is it the right file?")
     return invoice
@@ -171,7 +180,7 @@ def _header(path: Path, rows: Sequence[tuple[int, list[str]]], mapping: Mapping)
     """The number of the header's line, and the place of each column that is known; above it may be a title."""
     for number, cells in rows[:_HEADER_LINES]:
         places = _places([_plain(cell) for cell in cells], mapping)
-        if "amount" in places and len(places) > 1:
+        if "amount" in places and places.keys() & {"task_id", "time"}:
             return number, places
     wanted = ", ".join(f"{name} = {column!r}" for name, column in mapping.columns.items())
     raise UserError(
@@ -227,8 +236,10 @@ def _decimal_point(path: Path, amounts: Sequence[str]) -> str:
     return "," if commas else "."
 
 
-def _amount(text: str, point: str) -> Decimal | str:
+def _amount(text: str, point: str, currency: str) -> Decimal | str:
     """An amount, or what is wrong with it."""
+    if _plain(currency) not in _DOLLARS:
+        return f"the amount is in {currency[:40]}, and not in US dollars"
     bare = re.sub(r"(?i)\s|US\$|USD|\$|['\u2019_]", "", text)
     negative = bare.startswith("(") and bare.endswith(")")
     bare = bare.strip("()")
@@ -239,7 +250,7 @@ def _amount(text: str, point: str) -> Decimal | str:
         value = Decimal(bare)
     except InvalidOperation:
         return f"the amount {text[:40]!r} is no number of dollars"
-    if not value.is_finite():
+    if not value.is_finite() or abs(value) >= _MOST_USD:
         return f"the amount {text[:40]!r} is no number of dollars"
     return -value if negative else value
 
@@ -261,7 +272,7 @@ class _Times:
         self._format = mapping.time_format
         self.whole_days = True
         try:
-            self._zone: Any = UTC if mapping.time_zone.upper() == "UTC" else ZoneInfo(mapping.time_zone)
+            self.zone: tzinfo = UTC if mapping.time_zone.upper() == "UTC" else ZoneInfo(mapping.time_zone)
         except (ZoneInfoNotFoundError, ValueError):
             raise UserError(f"there is no time zone {mapping.time_zone!r}: write it like Asia/Shanghai") from None
 
@@ -269,7 +280,7 @@ class _Times:
         """Milliseconds since the epoch; None for nothing."""
         if not text:
             return None
-        if re.fullmatch(r"\d{9,14}(\.\d+)?", text):
+        if _EPOCH.fullmatch(text):
             self.whole_days = False
             value = Decimal(text)
             return int(value if value >= _MILLISECONDS else value * 1000)
@@ -287,12 +298,12 @@ class _Times:
         except ValueError:
             how = f"of the form {self._format}" if self._format else "ISO 8601; say time_format in a mapping file"
             raise UserError(f"{self._path}, line {number}: the time {text[:40]!r} is not {how}") from None
-        return moment if moment.tzinfo else moment.replace(tzinfo=self._zone)
+        return moment if moment.tzinfo else moment.replace(tzinfo=self.zone)
 
 
-def day_of(time: int) -> date:
-    """The UTC day of a time in milliseconds."""
-    return datetime.fromtimestamp(time / 1000, UTC).date()
+def day_of(time: int, zone: tzinfo = UTC) -> date:
+    """The day of a time in milliseconds."""
+    return datetime.fromtimestamp(time / 1000, zone).date()
 
 
 def by_task(lines: Sequence[InvoiceLine]) -> Iterator[tuple[str, list[InvoiceLine]]]:

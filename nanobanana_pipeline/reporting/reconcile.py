@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -193,18 +193,22 @@ def _only_invoice(
 
 
 def _by_day(connection: Connection, spec: ModelSpec, invoice: Invoice, report: Reconciliation) -> Iterator[Row]:
-    """Sums of days, for an invoice without tasks: what differs can then only be told by the day."""
+    """Sums of days, for an invoice without tasks: what differs can then only be told by the day.
+
+    One that names days and no times of day means those of its own time zone.
+    """
+    zone = invoice.zone if invoice.whole_days else UTC
     lines: dict[date, list[InvoiceLine]] = {}
     for line in invoice.lines:
         if line.problem is not None or line.time is None:
             report.unreadable += 1
             yield _line_row(line, Status.ONLY_INVOICE, note=line.problem or "the line has neither task nor time")
             continue
-        lines.setdefault(day_of(line.time), []).append(line)
+        lines.setdefault(day_of(line.time, zone), []).append(line)
     ledger: Counter[date] = Counter()
     listed: Counter[date] = Counter()
     for attempt in _paid_attempts(connection):
-        day = date.fromisoformat(attempt.day)
+        day = date.fromisoformat(attempt.day) if zone is UTC else day_of(attempt.created_at, zone)
         ledger[day] += attempt.cost_micros
         listed[day] += _list_micros(spec, attempt) if attempt.cost_micros else 0
     first, last = min(lines, default=None), max(lines, default=None)

@@ -220,7 +220,11 @@ RECONCILIATION: Final = _table(
     _column("attempt_id", _TEXT, "The attempt matched; null when there is none."),
     _column("item_id", _TEXT, "The attempt's item; null when there is none."),
     _CATALOGUE,
-    _column("day", pa.date32(), "UTC day of the line, or of the attempt's reservation."),
+    _column(
+        "day",
+        pa.date32(),
+        "UTC day of the line or of the attempt's reservation; the invoice's own where it sums up days.",
+    ),
     _column("status", _TEXT, "`matched`, `amount_differs`, `only_invoice`, `only_ledger` or `duplicate`."),
     _column("invoice_usd", MONEY, "Amount of the line, US dollars."),
     _column("ledger_usd", MONEY, "Amount of the attempt as the ledger had it, US dollars."),

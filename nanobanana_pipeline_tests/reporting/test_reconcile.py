@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -209,6 +210,7 @@ def test_an_abandoned_attempt_that_was_billed_is_at_risk_no_longer(world: Callab
         ("a,b\n1,2\n", "no header with an amount"),
         ('id,amount\nt1,"1,234"\n', "can be read in two ways"),
         ("id,amount,time\nt1,1.5,31/12/2026\n", "line 2: the time '31/12/2026' is not ISO 8601"),
+        ("id,amount,time\nt1,1.5,20261122103000\n", "line 2: the time '20261122103000' is not ISO 8601"),
         ("id,amount\nt1,1.5\n", None),
     ],
 )
@@ -239,6 +241,7 @@ def test_what_can_not_be_read_is_said_in_one_line(tmp_path: Path, content: str, 
         ("¥3", None),
         ("nan", None),
         ("", None),
+        ("20261122103000123456", None),
     ],
 )
 def test_amounts_are_read_as_people_write_them(tmp_path: Path, amount: str, micros: int | None) -> None:
@@ -249,6 +252,40 @@ def test_amounts_are_read_as_people_write_them(tmp_path: Path, amount: str, micr
 
     assert line.amount_micros == micros
     assert (line.problem is None) is (micros is not None)
+
+
+def test_cents_that_end_in_a_zero_are_told_to_the_cent_all_the_same(tmp_path: Path) -> None:
+    """Of 0.10 and 0.20 a tenth was taken for the last digit: 0.0672 overcharged by half was a match."""
+    path = _written(tmp_path / "a.csv", ["id", "amount"], [["t1", "0.10"], ["t2", "0.20"]])
+    assert read_invoice(path, Mapping.model_validate({})).rounding_micros == 5_000
+
+
+def test_another_currency_in_a_column_of_its_own_is_no_dollars(tmp_path: Path) -> None:
+    """With --correct the ledger would take yuan for dollars, and the caps with it."""
+    lines = [["t1", "0.48", "CNY"], ["t2", "0.07", "usd"], ["t3", "0.07", "US$"], ["t4", "0.07", ""]]
+    path = _written(tmp_path / "a.csv", ["id", "amount", "Currency"], lines)
+    read = read_invoice(path, Mapping.model_validate({})).lines
+    assert [line.amount_micros for line in read] == [None, 70_000, 70_000, 70_000]
+    assert read[0].problem == "the amount is in CNY, and not in US dollars"
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])
+def test_an_invoice_of_another_zone_s_days_is_held_against_those(made: World, tmp_path: Path, zone: str) -> None:
+    """A day of Asia begins on the UTC day before, and all that was spent stood on the day after the invoice's."""
+    attempts = made.workspace.tables.read("attempts").to_pylist()
+    (day,) = {row["created_at"].astimezone(ZoneInfo(zone)).date() for row in attempts}
+    path = _written(
+        tmp_path / "a.csv",
+        ["Date", "Total"],
+        [[day.isoformat(), str(Decimal(summary(made.workspace).cost_micros).scaleb(-6))]],
+    )
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text(f"time_zone = '{zone}'")
+
+    report = reconcile(made.workspace, path, mapping=mapping)
+
+    assert _counts(report) == {"matched": 1}
+    assert report.rows[0]["day"] == day
 
 
 def _days(world: World) -> list[dict[str, Any]]:
