@@ -116,9 +116,10 @@ def _texts(array: pa.Array) -> pa.ListArray:
 def _numbers(array: pa.Array) -> pa.NumericArray:
     """Whole numbers as they are; floats with NaN as null."""
     array = plain(array)
-    if pt.is_integer(array.type):
+    # What is beyond 64 bits with a sign can be compared with nothing; it is out of any range, exact or not.
+    if pt.is_integer(array.type) and not pt.is_uint64(array.type):
         return array
-    floats = array.cast(pa.float64())
+    floats = array.cast(pa.float64(), safe=False)
     return pc.if_else(pc.is_nan(floats), pa.scalar(None, pa.float64()), floats)
 
 

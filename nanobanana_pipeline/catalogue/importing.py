@@ -69,7 +69,10 @@ def import_table(path: Path | str, destination: Path | str, *, overwrite: bool =
 
 
 def _target(source: Path, destination: str) -> tuple[AbstractFileSystem, str]:
-    fs, target = open_uri(destination)
+    try:
+        fs, target = open_uri(destination)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"can't write a catalogue to {destination}: {error}; correct NANOBANANA_CATALOGUE") from None
     if not target.lower().endswith(".parquet"):
         target = f"{target.rstrip('/')}/{source.stem}.parquet"
     name = target.rsplit("/", 1)[-1]
@@ -118,7 +121,10 @@ def _xlsx_rows(source: Path) -> Iterator[list[str]]:
         # openpyxl warns of styles and validations that it leaves out: they are nothing to us.
         warnings.simplefilter("ignore")
         with closing(openpyxl.load_workbook(source, read_only=True, data_only=True)) as workbook:
-            for cells in workbook.worksheets[0].iter_rows(values_only=True):
+            sheet = workbook.worksheets[0]
+            # A writer may say that the sheet is A1 alone, or as wide as can be; the rows themselves know better.
+            sheet.reset_dimensions()
+            for cells in sheet.iter_rows(values_only=True):
                 yield [_cell_text(cell) for cell in cells]
 
 
@@ -182,7 +188,10 @@ def _written_whole(fs: AbstractFileSystem, target: str) -> Generator[str]:
     local = isinstance(fs, LocalFileSystem)
     folder = Path(target).parent if local else None
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{folder} is no folder: set NANOBANANA_CATALOGUE to the one for your catalogues") from None
     # In the target's own folder, so that the last step is a rename; hidden, so that nobody takes it for a catalogue.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".importing-") as beside:
         temporary = Path(beside, "catalogue.parquet")

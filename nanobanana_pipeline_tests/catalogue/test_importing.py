@@ -3,6 +3,7 @@
 # pyright: reportUnknownParameterType=false
 
 import csv
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,26 @@ def test_prompts_survive_csv(tmp_path: Path, prompts: list[str]) -> None:
         csv.writer(file).writerows([["prompt", "n"], *([prompt, n] for n, prompt in enumerate(prompts))])
     table = pq.read_table(import_table(path, tmp_path, overwrite=True).path)
     assert table.column("prompt").to_pylist() == [prompt if prompt.strip() else None for prompt in prompts]
+
+
+@pytest.mark.parametrize("dimension", ["A1", "A1:XFD1048576"])
+def test_a_sheet_that_is_wrong_about_its_size_is_read_in_full(tmp_path: Path, dimension: str) -> None:
+    """Some programs write `A1` for any sheet: all but the first cell was left out, or the header was not found."""
+    path = workbook(tmp_path / "spring.xlsx", ["prompt", "campaign"], ["A fox", "x"], ["A hare", "y"])
+    other = tmp_path / "autumn.xlsx"
+    with zipfile.ZipFile(path) as said, zipfile.ZipFile(other, "w") as says:
+        for name in said.namelist():
+            part = said.read(name).replace(b'<dimension ref="A1:B3"', f'<dimension ref="{dimension}"'.encode())
+            says.writestr(name, part)
+    assert other.read_bytes() != path.read_bytes()
+    made = pq.read_table(import_table(other, tmp_path / "catalogue").path)
+    assert made.to_pylist() == [{"prompt": "A fox", "campaign": "x"}, {"prompt": "A hare", "campaign": "y"}]
+
+
+def test_a_place_that_can_hold_no_catalogue_is_told_in_one_line(tmp_path: Path) -> None:
+    """A mistake in NANOBANANA_CATALOGUE ended as a defect of ours."""
+    (tmp_path / "spring.csv").write_text("prompt\nA fox\n")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below", "nowhere://catalogues"):
+        with pytest.raises(UserError, match="NANOBANANA_CATALOGUE"):
+            import_table(tmp_path / "spring.csv", place)

@@ -74,6 +74,16 @@ def test_a_priority_is_a_whole_number_or_nothing(tmp_path: Path) -> None:
     assert [(bad.row_number, bad.rule) for bad in rejected] == [(n, Rule.PRIORITY_OUT_OF_RANGE) for n in (4, 5, 6)]
 
 
+@pytest.mark.parametrize("column", ["samples", "priority"])
+def test_a_number_beyond_any_is_a_rejection_of_its_row(tmp_path: Path, column: str) -> None:
+    """Of unsigned 64-bit numbers one beyond the signed ones ended the whole validation with a traceback."""
+    prompts, rejected = check_columns(tmp_path, **{column: pa.array([2**64 - 1, 2, None], pa.uint64())})
+    assert [(prompt.samples, prompt.priority) for prompt in prompts] == (
+        [(2, 0)] if column == "samples" else [(1, 2)]
+    ) + [(1, 0)]
+    assert [bad.row_number for bad in rejected] == [1]
+
+
 def test_rejections_can_be_acted_on(tmp_path: Path) -> None:
     """Who mends a catalogue of a million rows needs file, row, column, value and rule, on one line."""
     write_mixed_catalogue(tmp_path)
