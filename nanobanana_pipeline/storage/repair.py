@@ -5,6 +5,7 @@ having to be rebuilt. Nothing here touches a commit that a live writer may be ma
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +50,8 @@ def repair_table(folder: Path, older_than_s: float, before_loss: BeforeLoss) -> 
     if not any(log.glob("*")):
         return
     for entry in sorted(log.iterdir()):
-        if _STAGED.match(entry.name) and entry.stat().st_mtime <= time.time() - older_than_s:
+        found = _stat(entry) if _STAGED.match(entry.name) else None
+        if found is not None and found.st_mtime <= time.time() - older_than_s:
             entry.unlink(missing_ok=True)
             yield Repair(name, f"removed {entry.name}, left by a writer that died", rebuild=False)
     entries = sorted(entry for entry in log.iterdir() if _ENTRY.match(entry.name))
@@ -65,10 +67,10 @@ def repair_table(folder: Path, older_than_s: float, before_loss: BeforeLoss) -> 
             torn.unlink()
             yield Repair(name, f"removed the torn commit {torn.name}, which was to make the table", rebuild=True)
     for checkpoint in _torn_checkpoints(log):
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)
         yield Repair(name, f"removed the torn checkpoint {checkpoint.name}", rebuild=False)
     if _points_nowhere(log / "_last_checkpoint"):
-        (log / "_last_checkpoint").unlink()
+        (log / "_last_checkpoint").unlink(missing_ok=True)
         yield Repair(name, "removed the pointer to a checkpoint that is not there", rebuild=False)
     durable.sync(str(log))
     if reason := _beyond_repair(folder, entries):
@@ -80,6 +82,17 @@ def repair_table(folder: Path, older_than_s: float, before_loss: BeforeLoss) -> 
         yield Repair(name, f"{reason}: moved to {aside.name}", rebuild=True)
         return
     yield from _missing_data(folder, before_loss)
+
+
+def _stat(entry: Path) -> os.stat_result | None:
+    """What is known of a file of the log; None when it has gone since it was listed.
+
+    Writers at work rename what they have staged, and forget old entries: runs that began beside others ended by this.
+    """
+    try:
+        return entry.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _commit_of_nothing() -> bytes:
@@ -99,6 +112,8 @@ def _torn_checkpoints(log: Path) -> list[Path]:
         if _CHECKPOINT.match(entry.name):
             try:
                 pq.read_metadata(entry)
+            except FileNotFoundError:
+                continue  # a writer beside has just done without it
             except (pa.ArrowException, OSError):
                 torn.append(entry)
     return torn
@@ -124,7 +139,7 @@ def _is_torn(entry: Path) -> bool:
 
 def _beyond_repair(folder: Path, entries: list[Path]) -> str | None:
     """Why the table can't be kept; None when it can."""
-    empty = [entry.name for entry in entries if entry.stat().st_size == 0]
+    empty = [entry.name for entry in entries if (found := _stat(entry)) is not None and found.st_size == 0]
     if empty:
         # Delta takes an empty entry for a commit that changed nothing, and later ones came on top of it.
         return f"the commit {empty[0]} is empty, and there are later ones"

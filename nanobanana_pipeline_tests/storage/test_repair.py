@@ -168,6 +168,20 @@ def test_leftovers_of_dead_writers_go_and_living_ones_stay(tables: Tables) -> No
     assert fresh.exists()
 
 
+def test_what_goes_while_it_is_looked_at_is_nobody_s_loss(tables: Tables) -> None:
+    """Writers at work rename what they staged and forget old entries: a run that began beside them ended by that.
+
+    Links to nowhere are listed and then not there, as such files are.
+    """
+    delta_log.checkpoint(tables.uri("results"))
+    delta_log.entry(tables.uri("results"), 0).unlink()
+    gone = ("00000000000000000004.json#1", "00000000000000000000.json", "00000000000000000001.checkpoint.parquet")
+    for name in gone:
+        (log(tables) / name).symlink_to("nowhere")
+    assert repaired(tables) == []
+    assert shards(tables) == {"a", "b", "c"}
+
+
 def test_a_deleted_table_is_told(tables: Tables) -> None:
     """Someone deleted a folder to have it made again: writing one shard to a new table would hide the others' loss."""
     assert Repair("images", "is not there", rebuild=True) in tables.repair(lambda _: None)
