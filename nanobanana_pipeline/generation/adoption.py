@@ -52,7 +52,9 @@ def adopt_tables(workspace: Workspace) -> Adopted:
     }
     for shard in sorted(shards):
         shown = _shown(workspace, shard)
-        with workspace.ledger.posting() as postings:
+        catalogue: str = shown[0].item["catalogue"]
+        # Beside a registration both would give out the same places, or it would enter anew what is here by now.
+        with workspace.ledger.entering(catalogue), workspace.ledger.posting() as postings:
             adoption.adopt(workspace.ledger.database, postings, shard, shown, adopted)
     for shard in sorted(adopted.shards):
         publish_shard(workspace, shard)

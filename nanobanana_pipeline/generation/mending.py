@@ -83,6 +83,9 @@ def _to_rebuild(workspace: Workspace) -> frozenset[str]:
 def _note_to_rebuild(workspace: Workspace, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
     database = workspace.ledger.database
     with database.write() as connection:
+        # Without a row nothing is held, and on PostgreSQL two repairs beside each other lost one's note.
+        fresh = database.upsert(schema.meta).values(key=_TO_REBUILD, value="[]")
+        connection.execute(fresh.on_conflict_do_nothing())
         noted = connection.execute(database.lock_rows(_NOTED)).scalar_one_or_none()
         names = orjson.dumps(sorted(change(frozenset(orjson.loads(noted or "[]"))))).decode()
         entry = database.upsert(schema.meta).values(key=_TO_REBUILD, value=names)

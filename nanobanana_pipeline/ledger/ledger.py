@@ -122,6 +122,12 @@ class Ledger:
             complete=complete,
         )
 
+    @contextmanager
+    def entering(self, catalogue: str) -> Generator[None]:
+        """Be the only one to give the catalogue's items their places, until it is left; waits for another."""
+        with registration.one_at_a_time(self.database, catalogue):
+            yield
+
     def seal(self, catalogue: str, fingerprint: str) -> None:
         """Note what a catalogue looked like when all of it was entered and its tables were written."""
         registration.seal(self.database, catalogue, fingerprint)

@@ -104,7 +104,7 @@ def register(
     """
     report = Registration(catalogue)
     with (
-        _one_at_a_time(database, catalogue),
+        one_at_a_time(database, catalogue),
         database.engine.connect() as connection,
         database.large_cache(connection),
     ):
@@ -435,8 +435,11 @@ def seal(database: Database, catalogue: str, fingerprint: str) -> None:
 
 
 @contextmanager
-def _one_at_a_time(database: Database, catalogue: str) -> Generator[None]:
-    """Hold the lock of a catalogue's assignment; it ends with the process, whatever becomes of that."""
+def one_at_a_time(database: Database, catalogue: str) -> Generator[None]:
+    """Hold the lock of a catalogue's assignment; it ends with the process, whatever becomes of that.
+
+    To be taken before any transaction: whoever has it waits for the database.
+    """
     if database.dialect == "sqlite":
         path = Path(str(database.engine.url.database))
         with FileLock(path.with_name(f"{path.name}.registration.lock")):

@@ -1,7 +1,8 @@
 """A ledger that was lost, or set back to an older copy: noticed before anything is paid again, and made good."""
 
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
+from nanobanana_pipeline.catalogue.validation import CataloguePrompt
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.adoption import adopt_tables
 from nanobanana_pipeline.generation.mending import mend_tables
@@ -16,6 +18,7 @@ from nanobanana_pipeline.generation.shard_run import generate_shard
 from nanobanana_pipeline.ledger.work import Rerun
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
+from nanobanana_pipeline_tests.ledger.books import SPEC, prompt
 
 ROWS: list[dict[str, Any]] = [{"prompt_id": f"p{n}", "prompt": f"a picture of {n}", "samples": 1} for n in range(4)]
 
@@ -203,3 +206,31 @@ def test_nothing_is_adopted_beside_a_run(pipeline: Pipeline) -> None:
             adopt_tables(workspace)
         lease.release()
         assert adopt_tables(workspace).attempts == 0
+
+
+def test_adopting_waits_for_a_registration(world: Callable[..., World]) -> None:
+    """Both give out the catalogue's places, and the one enters as new what the other has entered meanwhile."""
+    here = world()
+    pipeline = here.pipeline
+    pipeline.write(ROWS)
+    pipeline.run()
+    results, sent = pipeline.results(), len(pipeline.accepted())
+    here.lose_ledger()
+    with pipeline.open() as workspace:
+        adopting = threading.Thread(target=adopt_tables, args=(workspace,))
+
+        def rows() -> Iterator[Sequence[CataloguePrompt]]:
+            adopting.start()
+            adopting.join(0.5)
+            assert adopting.is_alive()
+            yield [prompt(row["prompt_id"], row["prompt"]) for row in ROWS]
+
+        workspace.ledger.register(
+            "cat", rows(), default_resolution=SPEC.default_resolution, shard_size=1000, complete=lambda: True
+        )
+        adopting.join(30)
+        mend_tables(workspace)
+    pipeline.run()
+    assert pipeline.results() == results
+    assert len(pipeline.accepted()) == sent
+    pipeline.assert_books_agree()

@@ -1,14 +1,17 @@
 """What a crash leaves behind is found and made good from the ledger, at no cost."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
-from nanobanana_pipeline.generation import rest
+from nanobanana_pipeline.generation import mending, rest
 from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.mending import mend_tables, repair_tables
 from nanobanana_pipeline.generation.staleness import stale_shards
+from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.settings import load_settings
 from nanobanana_pipeline.storage import delta_log
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 
@@ -59,6 +62,23 @@ def test_a_table_that_a_killed_repair_left_without_rows_is_made_again(
         assert mend_tables(workspace).shards
         assert pipeline.table("images") == [image]
         assert mend_tables(workspace).shards == []
+
+
+def test_two_first_repairs_at_once_note_what_each_has_taken_away(ledger_url: str, tmp_path: Path) -> None:
+    """Without a row there was nothing to hold: on PostgreSQL one note took the other's place, and that table's rows."""
+    with Workspace.open(
+        load_settings(api_key="k", output=str(tmp_path / "output"), ledger_url=ledger_url)
+    ) as workspace:
+        other = threading.Thread(target=mending._note_to_rebuild, args=(workspace, lambda names: names | {"prompts"}))
+
+        def beside_the_other(names: frozenset[str]) -> frozenset[str]:
+            other.start()
+            other.join(0.5)
+            return names | {"images"}
+
+        mending._note_to_rebuild(workspace, beside_the_other)
+        other.join(30)
+        assert mending._to_rebuild(workspace) == {"images", "prompts"}
 
 
 def test_a_removed_catalogue_whose_tables_were_never_written_is_written(pipeline: Pipeline) -> None:
