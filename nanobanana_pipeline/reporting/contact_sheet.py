@@ -82,7 +82,8 @@ def _choose(workspace: Workspace, scope: Scope) -> tuple[int, list[Pictured]]:
     """How many current images there are, and some of them, taken evenly in the order of the catalogue."""
     items, attempts = schema.items, schema.attempts
     current = attempts.join(items, items.c.item_id == attempts.c.item_id)
-    conditions = [is_current(), items.c.active, *scope.of_attempts()]
+    # What was adopted from tables may lack its files, until `repair` has fetched them again.
+    conditions = [is_current(), attempts.c.images.is_not(None), items.c.active, *scope.of_attempts()]
     count = sa.select(sa.func.count()).select_from(current).where(*conditions)
     order = sa.func.row_number().over(order_by=[items.c.catalogue, items.c.position])
     with workspace.ledger.database.read() as connection:

@@ -20,6 +20,7 @@ from nanobanana_pipeline.reporting.work_story import tell_work
 
 _SHORTEST: Final = 4
 """Characters of an id, at least: fewer are the beginning of too many."""
+_SAMPLE: Final = re.compile(r"\d{1,9}", re.ASCII)
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -63,7 +64,7 @@ def _item_named(connection: Connection, text: str) -> str | None:
     if not slash:
         return None
     whole, _, sample = prompt_id.rpartition("#")
-    names = [(prompt_id, 1), *([(whole, int(sample))] if sample.isdecimal() and whole else [])]
+    names = [(prompt_id, 1), *([(whole, int(sample))] if _SAMPLE.fullmatch(sample) and whole else [])]
     for name, number in names:
         found = item_id(catalogue, name, number)
         if chronicle.item(connection, found) is not None:

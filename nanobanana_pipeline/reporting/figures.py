@@ -146,7 +146,7 @@ def by_label(connection: Connection) -> Iterator[Mapping[str, Any]]:
     # By name in GROUP BY as well: written out twice, their bound parameters would be different ones to PostgreSQL.
     groups = [
         labels.c.key.label("name"),
-        sa.cast(labels.c.value, sa.Text).label("value"),
+        _label_value(connection, labels).label("value"),
         _outcome().label("outcome"),
     ]
     sums = (
@@ -183,7 +183,7 @@ def deferred(connection: Connection) -> Iterator[Mapping[str, Any]]:
 def deferred_by_label(connection: Connection) -> dict[tuple[str, str | None], int]:
     """How many items of the catalogues were put off, by label and value."""
     labels = _labels(connection)
-    groups = [labels.c.key.label("name"), sa.cast(labels.c.value, sa.Text).label("value")]
+    groups = [labels.c.key.label("name"), _label_value(connection, labels).label("value")]
     query = (
         sa.select(*groups, sa.func.count().label("items"))
         .select_from(_items.join(labels, sa.true()))
@@ -357,8 +357,19 @@ _PUT_OFF_NOW: Final = (_items.c.active, _items.c.state == ItemState.DEFERRED.val
 def _labels(connection: Connection) -> Any:
     """The labels of each item, as rows of `key` and `value`."""
     if connection.dialect.name == "postgresql":
-        return sa.func.json_each_text(sa.cast(_items.c.labels, sa.JSON)).table_valued("key", "value").lateral("label")
-    return sa.func.json_each(_items.c.labels).table_valued("key", "value", name="label")
+        # The character NUL, which JSON has and no text of PostgreSQL's: one in a million labels, and no page at all.
+        labels = sa.cast(sa.func.replace(_items.c.labels, "\\u0000", "\\ufffd"), sa.JSON)
+        return sa.func.json_each_text(labels).table_valued("key", "value").lateral("label")
+    return sa.func.json_each(_items.c.labels).table_valued("key", "value", "type", name="label")
+
+
+def _label_value(connection: Connection, labels: Any) -> sa.ColumnElement[Any]:
+    """A label's value as text. SQLite has 1 and 0 for true and false, whose type alone says so."""
+    text = sa.cast(labels.c.value, sa.Text)
+    if connection.dialect.name == "postgresql":
+        return text
+    truth = labels.c["type"]
+    return sa.case((truth.in_(["true", "false"]), truth), else_=text)
 
 
 def _flag(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:

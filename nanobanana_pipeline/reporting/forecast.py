@@ -149,7 +149,8 @@ class _Prior:
         """The share of text in the expected cost of an image of the default resolution."""
         prices = spec.prices[-1]
         text = spec.estimates.typical_text_tokens * float(prices.text_output_per_million) / 1e6
-        return text / (text + float(prices.image_per_resolution[spec.default_resolution]))
+        whole = text + float(prices.image_per_resolution[spec.default_resolution])
+        return text / whole if whole else 0.0
 
 
 def _durations(

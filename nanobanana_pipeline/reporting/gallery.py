@@ -164,7 +164,8 @@ def _make_thumbnails(workspace: Workspace) -> set[str]:
     query = (
         sa.select(attempts.c.images)
         .select_from(attempts.join(items, items.c.item_id == attempts.c.item_id))
-        .where(is_current())
+        # What was adopted from tables may lack its files, until `repair` has fetched them again.
+        .where(is_current(), attempts.c.images.is_not(None))
     )
     with workspace.ledger.database.read() as connection:
         missing = {

@@ -143,7 +143,11 @@ def _experiences(connection: Connection, spec: ModelSpec) -> list[Experience]:
         request = Request.from_json(row.body)
         if row.day not in of_day:
             of_day[row.day] = _expectation_of(spec, date.fromisoformat(row.day))
-        ratio = int(row.cost_micros) / of_day[row.day].micros(request)
+        expected = of_day[row.day].micros(request)
+        # What was free says nothing of what others cost.
+        if not expected:
+            continue
+        ratio = int(row.cost_micros) / expected
         experiences.append(Experience(Kind.of(request, spec), ratio, row.attempts))
     return experiences
 

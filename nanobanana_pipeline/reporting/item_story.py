@@ -124,7 +124,7 @@ def _task_end(attempt: Row[Any]) -> str:
 
 
 def _price(attempt: Row[Any]) -> str:
-    if not attempt.cost_micros:
+    if attempt.cost_source is None:
         return "no cost was told, and none is booked"
     by = _PRICED_BY.get(attempt.cost_source, f"by the price list {attempt.price_version}")
     more = attempt.cost_micros - attempt.reserved_micros

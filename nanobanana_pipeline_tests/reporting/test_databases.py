@@ -4,6 +4,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
+from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.reporting.approval import approve, save
 from nanobanana_pipeline.reporting.contact_sheet import contact_sheet
 from nanobanana_pipeline.reporting.cost_page import cost_data
@@ -49,3 +50,31 @@ def test_every_report_works_on_each_database(world: Callable[..., World], ledger
     assert data["plans"][0]["to_make"] == 9
     assert sum(count for _, count in data["latencies"]["by_resolution"]["1K"]) == 7
     assert (site.items, site.images, exported.images, sheet.images) == (9, 6, 5, 5)
+
+
+def test_labels_of_every_kind_are_told_on_each_database(world: Callable[..., World], ledger_url: str) -> None:
+    """A NUL in one label ended the whole page on PostgreSQL; on SQLite true and false were told as 1 and 0."""
+    made = world(ledger_url=ledger_url)
+    made.catalogue("one", rows(2, word=["a\0b", "c"], yes=[True, False]))
+    made.run()
+    write_site(made.workspace)
+    labels = {label["name"]: label["values"] for label in cost_data(made.workspace)["labels"]}
+    assert {value["value"] for value in labels["yes"]} == {"true", "false"}
+    assert [value["images"] for value in labels["word"]] == [1, 1]
+
+
+def test_reports_do_without_the_files_of_an_adopted_image(
+    world: Callable[..., World], ledger_url: str, tmp_path: Path
+) -> None:
+    """A ledger adopted from tables without `images` knows what was stored and not where: no report was written."""
+    made = world(ledger_url=ledger_url)
+    made.catalogue("one", rows(2))
+    made.run()
+    attempts = schema.attempts
+    with made.workspace.ledger.posting() as postings:
+        postings.execute(attempts.update().where(attempts.c.prompt_id == "p000").values(images=None))
+
+    site, sheet = write_site(made.workspace), contact_sheet(made.workspace)
+    exported = export(made.workspace, tmp_path / "out")
+
+    assert (site.items, site.images, sheet.images, exported.images) == (2, 1, 1, 1)

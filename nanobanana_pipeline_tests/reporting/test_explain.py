@@ -91,7 +91,18 @@ def test_a_run_and_its_day_add_up(eventful: World) -> None:
         assert sentence in told, told
 
 
-@pytest.mark.parametrize("name", ["plain/p099", "nothing-like-it", "ab", "2026-02-30"])
+def test_a_cost_of_nothing_says_who_said_so(eventful: World) -> None:
+    """What an invoice took back was told as a cost that nobody had told."""
+    ledger = eventful.workspace.ledger
+    (attempt,) = explain(ledger, "plain/p000").figures["attempts"]
+    with ledger.posting() as postings:
+        postings.correct(attempt["attempt_id"], 0, "invoice")
+    assert "it cost $0.00 as the invoice said" in "\n".join(explain(ledger, "plain/p000").lines)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(f"plain/p000#{'9' * 5000}", id="digits"), "plain/p099", "nothing-like-it", "ab", "2026-02-30"]
+)
 def test_what_is_not_there_is_said(eventful: World, name: str) -> None:
     """A person in the midst of an incident mistypes."""
     with pytest.raises(UserError):
