@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Sequence
 from email.message import EmailMessage
 from email.utils import localtime, make_msgid
+from http.client import HTTPException
 from socket import gethostname
 from typing import Final
 from urllib.error import HTTPError
@@ -76,7 +77,7 @@ class WebhookSink:
         except HTTPError as error:
             with error:
                 raise SinkError(f"{where} answered {error.code}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise SinkError(f"{where} can't be reached ({type(getattr(error, 'reason', error)).__name__})") from None
 
 

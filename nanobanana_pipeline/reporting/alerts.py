@@ -89,7 +89,8 @@ def tell(ledger: Ledger, settings: Settings, sinks: Iterable[Sink]) -> Told:
     known = frozenset(key for keys in memory.values() for key in keys)
     result = Told(conditions(ledger, settings, known))
     keys = {alert.key for alert in result.holding}
-    after: dict[str, list[str]] = {}
+    # Others, a daemon's log or another's webhook, are asked elsewhere: what they were told stays so.
+    after = {name: sorted(keys & set(told)) for name, told in memory.items()}
     source = _source(ledger, settings)
     for sink in sinks:
         before = set(memory.get(sink.name, ()))

@@ -4,6 +4,7 @@ import email
 import json
 import logging
 import socketserver
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -186,6 +187,19 @@ def test_a_sink_that_fails_is_told_later_and_the_others_not_twice(world: Callabl
     assert good.heard == bad.heard
 
 
+def test_who_is_told_elsewhere_is_not_told_again(world: Callable[..., World]) -> None:
+    """A cron job without the daemon's log forgot what that had been told, so that the log told it anew each time."""
+    ledger, settings = world().workspace.ledger, load_settings(budget_catalogue_usd=Decimal(100))
+    with ledger.database.write() as connection:
+        connection.execute(schema.budget.insert().values(scope="catalogue:plain", spent=100_000_000))
+    log, chat = Ear("log"), Ear("chat")
+
+    for sinks in ([log, chat], [chat], [log, chat]):
+        tell(ledger, settings, sinks)
+
+    assert log.heard == chat.heard == ["cap/catalogue:plain/100"]
+
+
 # The servers are on this machine: aiosmtpd warns of a password without TLS.
 without_tls = pytest.mark.filterwarnings("ignore:Requiring AUTH:UserWarning")
 
@@ -218,6 +232,15 @@ def test_a_webhook_and_a_mailbox_get_it(world: Callable[..., World]) -> None:
     assert "password" not in told
 
 
+class Babbler(socketserver.BaseRequestHandler):
+    """Takes a request and answers with anything but HTTP, as what listens at a mistaken port does."""
+
+    def handle(self) -> None:
+        """One request."""
+        self.request.recv(65_536)
+        self.request.sendall(b"220 welcome\r\n")
+
+
 def failure(sink: Sink) -> str:
     """What is said when it fails."""
     with pytest.raises(SinkError) as caught:
@@ -233,6 +256,12 @@ def test_a_failure_names_the_place_but_no_secret() -> None:
         web.status = 500
         assert failure(WebhookSink(web.url)) == "the webhook at 127.0.0.1 answered 500"
     assert "secret" not in failure(WebhookSink(web.url))
+    with socketserver.TCPServer(("127.0.0.1", 0), Babbler) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        said = failure(WebhookSink(f"http://127.0.0.1:{server.server_address[1]}/secret"))
+        answering.join()
+    assert said == "the webhook at 127.0.0.1 can't be reached (BadStatusLine)"
     with mail_server("another") as (mailbox, port):
         assert "password" not in failure(EmailSink(f"smtp://me:a-password@127.0.0.1:{port}", ["a@example.com"], None))
     assert not mailbox.mails
