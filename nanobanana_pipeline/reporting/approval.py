@@ -9,6 +9,7 @@ catalogue was entered and by how much of it is left; else a plan in a hundred pa
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -95,7 +96,11 @@ def saved_plans(workspace: Workspace) -> list[Saved]:
     filesystem, base = open_uri(f"{workspace.output.rstrip('/')}/{PLANS}")
     filesystem.invalidate_cache(base)
     names = [path.rpartition("/")[2] for path in filesystem.find(base) if path.endswith(".json")]
-    found = [Saved.model_validate_json(workspace.images.read(f"{PLANS}/{name}")) for name in names]
+    found: list[Saved] = []
+    for name in names:
+        # Another process may have forgotten it since it was listed.
+        with suppress(FileNotFoundError):
+            found.append(Saved.model_validate_json(workspace.images.read(f"{PLANS}/{name}")))
     return sorted(found, key=lambda one: one.created_at)
 
 
@@ -223,4 +228,5 @@ def _write(workspace: Workspace, saved: Saved) -> None:
 def _forget(workspace: Workspace, plans: Sequence[Saved]) -> None:
     filesystem, base = open_uri(f"{workspace.output.rstrip('/')}/{PLANS}")
     for one in plans:
-        filesystem.rm_file(f"{base}/{one.hash}.json")
+        with suppress(FileNotFoundError):
+            filesystem.rm_file(f"{base}/{one.hash}.json")

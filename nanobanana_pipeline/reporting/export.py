@@ -25,6 +25,7 @@ from nanobanana_pipeline.generation.publishing import image_rows, usd
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema, statement
 from nanobanana_pipeline.ledger.statement import ItemStatement
+from nanobanana_pipeline.object_stores.opening import ObjectStoreError
 from nanobanana_pipeline.storage import durable
 from nanobanana_pipeline.storage.query import csv_value
 from nanobanana_pipeline.storage.schemas import MONEY, TIME
@@ -193,6 +194,8 @@ def _read(workspace: Workspace, row: Exported) -> bytes | None:
     """The image's bytes; None when the file is missing or is not what was stored."""
     try:
         data = workspace.images.read(row.source_path)
+    except ObjectStoreError:
+        raise  # of a store that is out of reach nobody knows whether its images are whole
     except (OSError, ValueError):
         return None
     return data if hashlib.sha256(data).hexdigest() == row.sha256 else None

@@ -13,6 +13,7 @@ import pytest
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.reporting.export import FORMATS, Exported, export
 from nanobanana_pipeline_tests.reporting.conftest import World, rows
+from nanobanana_pipeline_tests.servers.object_store import Fault, ObjectStoreProcess
 
 BEAR = "Ein Bär in Zürich, painted in oil on a very long and narrow piece of old wood"
 
@@ -157,6 +158,21 @@ def test_a_damaged_image_is_left_out_and_told(world: Callable[..., World], tmp_p
 
     assert report.images == 1
     assert len(report.damaged) == 2
+
+
+def test_a_store_that_is_out_of_reach_is_no_damage(
+    world: Callable[..., World], bucket: str, object_store: ObjectStoreProcess, tmp_path: Path
+) -> None:
+    """Every image was left out as damaged, to be restored from a backup, while the store was only refusing the key."""
+    made = world()
+    made.catalogue("one", rows(1))
+    made.run()
+    with made.elsewhere(made.workspace.settings.model_copy(update={"output": bucket})) as workspace:
+        object_store.let_fail(Fault(what="denied", method="GET", path="images", times=100))
+        with pytest.raises(UserError, match="the object store failed at"):
+            export(workspace, tmp_path / "out")
+        object_store.let_fail()
+        assert len(export(workspace, tmp_path / "after").damaged) == 1
 
 
 def _manifest(path: Path) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """The plan: what a run would do, told without doing any of it; and a person's approval of what it may cost."""
 
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
@@ -10,6 +11,7 @@ import pytest
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.ledger.work import Rerun, first_to_begin
+from nanobanana_pipeline.reporting import approval
 from nanobanana_pipeline.reporting.approval import (
     Ruling,
     Saved,
@@ -24,7 +26,7 @@ from nanobanana_pipeline.reporting.approval import (
 from nanobanana_pipeline.reporting.costs import summary
 from nanobanana_pipeline.reporting.draft import Wanted
 from nanobanana_pipeline.reporting.plan import plan
-from nanobanana_pipeline_tests.reporting.conftest import World, rows
+from nanobanana_pipeline_tests.reporting.conftest import HALF_PRICE, World, rows
 
 
 def test_everything_is_told_before_it_happens(world: Callable[..., World], ledger_url: str) -> None:
@@ -267,6 +269,33 @@ def test_what_is_to_be_paid_for_again_is_in_the_plan(world: Callable[..., World]
     again = plan(made.workspace, wanted=Wanted(rerun=Rerun.REGENERATE))
     assert again.to_make == 4
     assert again.hash != whole.hash
+
+
+def test_a_plan_that_another_process_forgets_is_no_failure(world: Callable[..., World]) -> None:
+    """Of many runs that begin at once each keeps the latest plans: one met a plan that another had just removed.
+
+    A link to nowhere is listed and then not there, as such a plan is.
+    """
+    made = world()
+    made.catalogue("one", rows(3))
+    kept = save(made.workspace, plan(made.workspace))
+    Path(made.workspace.output, "plans", "gone.json").symlink_to("nowhere")
+
+    assert [one.hash for one in saved_plans(made.workspace)] == [kept.hash]
+    approval._forget(made.workspace, [kept, kept])
+    assert saved_plans(made.workspace) == []
+
+
+def test_what_is_free_can_be_planned(world: Callable[..., World], tmp_path: Path) -> None:
+    """A price list of nothing, as of a trial, divided by it."""
+    prices = tmp_path / "free.toml"
+    prices.write_text(re.sub(r"(?<== )\d+\.\d+", "0.0", HALF_PRICE))
+    made = world(prices=str(prices))
+    made.catalogue("one", rows(2))
+    assert plan(made.workspace).cost == (0, 0, 0)
+    made.run()
+    made.catalogue("one", rows(4))
+    assert (plan(made.workspace).to_make, plan(made.workspace).cost) == (2, (0, 0, 0))
 
 
 def test_an_unknown_plan_can_not_be_approved(world: Callable[..., World]) -> None:

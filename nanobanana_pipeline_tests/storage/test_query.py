@@ -266,7 +266,11 @@ def test_mistakes_are_told_in_one_line(output: Path, sql: str, expected: str) ->
 
 @pytest.mark.parametrize(
     ("sql", "fmt"),
-    [("SELECT DATE '10000-01-01'", "json"), ("SELECT 'infinity'::TIMESTAMP", "csv"), ("SELECT INTERVAL 1 DAY", "parquet")],
+    [
+        ("SELECT DATE '10000-01-01'", "json"),
+        ("SELECT 'infinity'::TIMESTAMP", "csv"),
+        ("SELECT INTERVAL 1 DAY", "parquet"),
+    ],
 )
 def test_a_value_that_a_format_has_no_form_for_is_told_in_one_line(output: Path, sql: str, fmt: Any) -> None:
     """It ended as a defect of ours, with a traceback to send in."""
