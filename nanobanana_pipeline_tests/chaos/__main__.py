@@ -56,6 +56,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--dagster", type=int, help="kills of these that go through Dagster (default: a tenth)")
     parser.add_argument("--celery", type=int, help="kills of these that are on Celery workers (default: a tenth)")
+    parser.add_argument(
+        "--broker",
+        metavar="URL",
+        help="a running RabbitMQ or Redis for those, in place of a Redis made for each round: not killed, but cut off",
+    )
     parser.add_argument("--postgres", type=int, help="kills of these that are on PostgreSQL (default: a fifth)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--json", type=Path, help="write the figures here as well")
@@ -65,7 +70,7 @@ def main() -> int:
     seed = arguments.seed
     totals: dict[str, Counter[str]] = {}
     failures: list[str] = []
-    for kind in kinds(arguments.kills, arguments.dagster, arguments.celery, arguments.postgres):
+    for kind in kinds(arguments.kills, arguments.dagster, arguments.celery, arguments.postgres, arguments.broker):
         for kills in kind.rounds():
             began = time.monotonic()
             folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -101,7 +106,9 @@ def _round(kind: Kind, folder: Path, kills: int, seed: int) -> Verdict:
         return verdict
 
 
-def kinds(kills: int, dagster: int | None, celery: int | None, postgres: int | None) -> tuple[Kind, ...]:
+def kinds(
+    kills: int, dagster: int | None, celery: int | None, postgres: int | None, broker: str | None = None
+) -> tuple[Kind, ...]:
     """Split the kills; what can't be had here goes to the others."""
     dagster = kills // 10 if dagster is None else dagster
     celery = kills // 10 if celery is None else celery
@@ -112,16 +119,16 @@ def kinds(kills: int, dagster: int | None, celery: int | None, postgres: int | N
     # two minutes and a half. A short run is spared that.
     apart = celery // 2 if celery >= _MANY else 0
     return (
-        Kind("workers on one host", celery - apart, 25, partial(_on_workers, apart=False)),
-        Kind("workers on hosts of their own", apart, 25, partial(_on_workers, apart=True)),
+        Kind("workers on one host", celery - apart, 25, partial(_on_workers, apart=False, broker=broker)),
+        Kind("workers on hosts of their own", apart, 25, partial(_on_workers, apart=True, broker=broker)),
         Kind("Dagster on SQLite", dagster, 10, partial(_on_sqlite, "dagster")),
         Kind("the engine on PostgreSQL", postgres, 50, _on_postgres),
         Kind("the engine on SQLite", kills - dagster - celery - postgres, 50, partial(_on_sqlite, "engine")),
     )
 
 
-def _on_workers(folder: Path, kills: int, seed: int, *, apart: bool) -> Verdict:
-    return run_fleet(Fleet(folder, kills, seed, apart))
+def _on_workers(folder: Path, kills: int, seed: int, *, apart: bool, broker: str | None) -> Verdict:
+    return run_fleet(Fleet(folder, kills, seed, apart, broker))
 
 
 def _on_sqlite(through: Through, folder: Path, kills: int, seed: int) -> Verdict:

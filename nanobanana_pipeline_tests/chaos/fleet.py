@@ -20,6 +20,7 @@ from nanobanana_pipeline_tests.chaos.reading import reading_beside
 from nanobanana_pipeline_tests.chaos.verdict import Verdict, judge
 from nanobanana_pipeline_tests.servers.many_machines import ManyMachines, Program
 from nanobanana_pipeline_tests.servers.services import Service
+from nanobanana_pipeline_tests.servers.shared_broker import SharedBroker
 
 WORKERS: Final = 3
 _WORKER: Final = "nanobanana_pipeline_tests.chaos.fleet_worker"
@@ -54,6 +55,8 @@ class Fleet:
     kills: int
     seed: int
     apart: bool
+    broker: str | None = None
+    """The URL of one that others use too; it is not killed, but cut off. None: a Redis of the round's own."""
 
 
 def run_fleet(plan: Fleet) -> Verdict:
@@ -61,7 +64,12 @@ def run_fleet(plan: Fleet) -> Verdict:
     knobs = {"shard_size": _SHARD_SIZE, "budget_usd": 100_000, "max_in_flight": 24}
     simulator = {"latency": 0.5, "seed": plan.seed, "cached_picture": True, "picture_bytes": 30_000}
     with ManyMachines(
-        plan.folder, knobs=knobs, simulator=simulator, pool=WORKERS, dead_after_s=_DEAD_AFTER_S
+        plan.folder,
+        knobs=knobs,
+        simulator=simulator,
+        pool=WORKERS,
+        dead_after_s=_DEAD_AFTER_S,
+        broker=plan.broker,
     ) as machines:
         machines.simulator.set_faults([{**rule, "seed": plan.seed} for rule in MIX])
         machines.pipeline.write(
@@ -164,7 +172,7 @@ class Killer:
         time.sleep(self.rng.uniform(0, _A_MOMENT_S))
         return self.rng.choice(self._workers)
 
-    def _take_away(self, service: Service, number: int) -> None:
+    def _take_away(self, service: Service | SharedBroker, number: int) -> None:
         service.stop(number)
         time.sleep(self.rng.uniform(0, _LONGEST_AWAY_S))
         service.start()

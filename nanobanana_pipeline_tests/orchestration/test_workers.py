@@ -215,15 +215,16 @@ def test_a_run_of_this_machine_that_a_worker_had_is_not_ended_but_resumed(
     assert end_dead_runs(instance) == []
 
 
-def test_a_broker_that_is_away_does_not_fail_the_queue(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broker", ["redis://127.0.0.1:{}/0", "amqp://127.0.0.1:{}//"])
+def test_a_broker_that_is_away_does_not_fail_the_queue(tmp_path: Path, broker: str) -> None:
     """Dagster's queue tries runs again for errors of one family, and fails them for any other."""
-    home = make_home(tmp_path / "elsewhere", f"redis://127.0.0.1:{free_port()}/0")
+    home = make_home(tmp_path / "elsewhere", broker.format(free_port()))
     with dg.DagsterInstance.from_config(str(home)) as instance:
         made = instance.create_run_for_job(idle, status=DagsterRunStatus.STARTING)
         assert isinstance(made, dg.DagsterRun)
         assert isinstance(instance.run_launcher, WorkersRunLauncher)
         launcher = instance.run_launcher
-        with pytest.raises(BrokerUnreachableError, match="the run waits for it"):
+        with pytest.raises(BrokerUnreachableError, match="which waits for it"):
             launch(launcher, made)
         # Nor does it use up the tries of a run that has to be carried on.
         begun = started(instance, now_is(instance, made))
@@ -239,6 +240,7 @@ def test_a_broker_that_is_away_does_not_fail_the_queue(tmp_path: Path) -> None:
         ("memory://", {"dagster/priority": "-9"}, 0),
         ("memory://", {"dagster/priority": "high"}, 4),
         ("memory://", {"dagster-celery/run_priority": "9"}, 9),
+        ("amqp://127.0.0.1:1//", {"dagster/priority": "3"}, 7),
         ("redis://127.0.0.1:1/0", {}, 5),
         ("redis://127.0.0.1:1/0", {"dagster/priority": "3"}, 2),
     ],

@@ -36,6 +36,7 @@ from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 from nanobanana_pipeline_tests.servers.dagster_pages import LOCATION, DagsterPages
 from nanobanana_pipeline_tests.servers.object_store import ObjectStoreProcess
 from nanobanana_pipeline_tests.servers.services import HOST, Postgres, Redis, free_port
+from nanobanana_pipeline_tests.servers.shared_broker import SharedBroker
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BUCKET: Final = "nanobanana"
@@ -129,7 +130,8 @@ class Program:
 class ManyMachines(DagsterPages):
     """All of it; a context manager that starts everything but the workers, and ends everything.
 
-    `knobs` are settings of the pipeline, `simulator` options of the provider.
+    `knobs` are settings of the pipeline, `simulator` options of the provider. The broker is a Redis of its own unless
+    the URL of another is given.
     """
 
     def __init__(
@@ -140,11 +142,13 @@ class ManyMachines(DagsterPages):
         simulator: Mapping[str, Any],
         pool: int = 12,
         dead_after_s: int = 60,
+        broker: str | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self._knobs = dict(knobs)
         self._simulator = dict(simulator)
-        self._configuration = _configuration(pool, dead_after_s)
+        self.broker = SharedBroker(broker) if broker else Redis(self.folder / "broker")
+        self._configuration = _configuration(pool, dead_after_s, self.broker.queue)
         self._port = free_port()
         self._code_port = free_port()
         self._stack = ExitStack()
@@ -157,7 +161,7 @@ class ManyMachines(DagsterPages):
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.postgres = stack.enter_context(Postgres(self.folder / "postgres"))
-            self.broker = stack.enter_context(Redis(self.folder / "broker"))
+            stack.enter_context(self.broker)
             self.store = stack.enter_context(ObjectStoreProcess())
             self.simulator = stack.enter_context(SimulatorProcess(book=self.folder / "book.jsonl", **self._simulator))
             for name in ("nanobanana_ledger", "nanobanana_dagster"):
@@ -308,12 +312,12 @@ def as_machine(name: str) -> list[str]:
     return [*apart, "sh", "-c", setting, name]
 
 
-def _configuration(pool: int, dead_after_s: int) -> str:
+def _configuration(pool: int, dead_after_s: int, queue: str) -> str:
     """The one that is deployed, but for these."""
     text = _CONFIGURATION.read_text()
     for line, ours in (
         ("default_limit: 12", f"default_limit: {pool}"),
-        ("dead_after_seconds: 60", f"dead_after_seconds: {dead_after_s}"),
+        ("dead_after_seconds: 60", f"dead_after_seconds: {dead_after_s}\n    default_queue: {queue}"),
     ):
         assert line in text, line
         text = text.replace(line, ours)

@@ -8,10 +8,10 @@ from typing import Self
 
 
 class Proxy:
-    """Leads to `port` of this machine; a context manager. `cut` ends every connection and takes no new one."""
+    """Leads to `port` of `host`; a context manager. `cut` ends every connection and takes no new one."""
 
-    def __init__(self, port: int) -> None:
-        self._target = ("127.0.0.1", port)
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._target = (host, port)
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._last_words: bytes | None = None

@@ -109,6 +109,7 @@ class Redis(Service):
     """A Redis of one's own, which keeps nothing when it is killed and everything when it is stopped."""
 
     name = "redis"
+    queue = "nanobanana"
 
     @staticmethod
     def found() -> bool:

@@ -38,11 +38,10 @@ _SEND_AGAIN_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 1800.0
 _SILENT_AT_THE_START_S: Final = 300.0
 
-# What holds for every broker. Late acknowledgement: a worker fetches no more messages than it has processes, so no run
-# waits behind another one's hours while a worker elsewhere has nothing to do.
+# What holds for every broker. A worker takes no more messages than it has processes, so no run waits behind another
+# one's hours while a worker elsewhere has nothing to do.
 _CELERY: Final[dict[str, Any]] = {
     "task_ignore_result": True,
-    "task_acks_late": True,
     "worker_prefetch_multiplier": 1,
     "worker_cancel_long_running_tasks_on_connection_loss": False,
     "worker_hijack_root_logger": False,
@@ -53,13 +52,26 @@ _CELERY: Final[dict[str, Any]] = {
     "task_publish_retry_policy": {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5},
 }
 _REDIS: Final[dict[str, Any]] = {
-    # A message that was not acknowledged for so long is handed out again. Whoever gets it finds the run taken.
-    "visibility_timeout": 24 * 3600,
-    "queue_order_strategy": "priority",
-    "priority_steps": list(range(10)),
-    "socket_keepalive": True,
-    "socket_timeout": 30,
+    # Acknowledged when the run is over: until then it takes up one of the messages that a worker may have.
+    "task_acks_late": True,
+    "broker_transport_options": {
+        # A message that was not acknowledged for so long is handed out again. Whoever gets it finds the run taken.
+        "visibility_timeout": 24 * 3600,
+        "queue_order_strategy": "priority",
+        "priority_steps": list(range(10)),
+        "socket_keepalive": True,
+        "socket_timeout": 30,
+    },
 }
+_RABBITMQ: Final[dict[str, Any]] = {
+    # Acknowledged as soon as a process has it. RabbitMQ closes the channel of who holds a message for 30 minutes, and
+    # Celery's worker ends by that. That it takes no more than it has processes is then for `places.py`.
+    "task_acks_late": False,
+    # A broker that takes the connection and then says nothing must not hold up Dagster's queue for good.
+    "broker_transport_options": {"read_timeout": 15, "write_timeout": 15},
+}
+# Without confirmation a message is lost, and nobody told, when the connection breaks just behind it.
+_CONFIRMED: Final[dict[str, Any]] = {"confirm_publish": True}
 
 
 class BrokerUnreachableError(DagsterUserCodeUnreachableError):
@@ -78,7 +90,7 @@ class WorkersRunLauncher(CeleryRunLauncher):
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
         is_redis = broker.startswith(("redis://", "rediss://"))
-        known = _CELERY | {"broker_transport_options": _REDIS if is_redis else {}}
+        known = _CELERY | (_REDIS if is_redis else _RABBITMQ)
         super().__init__(
             default_queue=default_queue,
             broker=broker,
@@ -140,13 +152,22 @@ class WorkersRunLauncher(CeleryRunLauncher):
         self._instance.add_run_tags(
             run.run_id, {DAGSTER_CELERY_TASK_ID_TAG: task, SENT_TAG: f"{time.time():.0f} {times}"}
         )
+        # A connection of its own: one that lay idle for hours may be dead, and look as if it were not.
+        connection = self.celery.connection_for_write(transport_options=_CONFIRMED)
+        errors = (OperationalError, *connection.connection_errors, *connection.channel_errors)
         try:
-            self.celery.send_task(
-                WORK_TASK, args=(run.run_id, pulse), queue=queue, priority=self._priority(run), task_id=task
-            )
-        except OperationalError as error:
+            with connection:
+                self.celery.send_task(
+                    WORK_TASK,
+                    args=(run.run_id, pulse),
+                    queue=queue,
+                    priority=self._priority(run),
+                    task_id=task,
+                    connection=connection,
+                )
+        except errors as error:
             raise BrokerUnreachableError(
-                f"the broker is out of reach, the run waits for it ({str(error).partition(chr(10))[0]})"
+                f"the broker doesn't take the run, which waits for it ({str(error).partition(chr(10))[0]})"
             ) from None
         self._instance.report_engine_event(f"Handed to the workers of queue {queue}.", run, cls=self.__class__)
 

@@ -14,14 +14,17 @@ from importlib import import_module
 from typing import Any, Final
 
 import dagster as dg
-from celery.signals import worker_shutting_down
+from celery import Celery
+from celery.signals import worker_shutdown, worker_shutting_down
 from celery.worker import state
 from dagster import DagsterRunStatus
 from dagster._cli.api import _execute_run_command_body, _resume_run_command_body  # pyright: ignore[reportPrivateUsage] - as dagster-celery's own tasks do
 from dagster._utils.interrupts import capture_interrupts
+from kombu.exceptions import OperationalError
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.orchestration.workers.launcher import WORK_TASK, WorkersRunLauncher
+from nanobanana_pipeline.orchestration.workers.places import Places, take
 from nanobanana_pipeline.orchestration.workers.pulse import beating, claim
 
 _RUNS_A_PROCESS: Final = 100
@@ -34,7 +37,8 @@ def serve(instance: dg.DagsterInstance, *, processes: int, queues: Sequence[str]
     """Work on runs until SIGTERM or SIGINT, and return that signal's number (0 if it ended by itself).
 
     Then no more runs are taken, and those under way stop as a person's stop would have them: answers on their way are
-    taken in, tables are written. Another worker goes on with them. Raises `UserError` when the instance has no workers.
+    taken in, tables are written. Another worker goes on with them. Raises `UserError` when the instance has no workers,
+    or the broker won't have this one.
     """
     launcher = instance.run_launcher
     if not isinstance(launcher, WorkersRunLauncher):
@@ -42,10 +46,17 @@ def serve(instance: dg.DagsterInstance, *, processes: int, queues: Sequence[str]
             f"this instance starts runs with {type(launcher).__name__}, not on workers: "
             "use deploy/celery/dagster.yaml as the dagster.yaml in DAGSTER_HOME, on every machine alike"
         )
+    app = launcher.app
+    queues = queues or [launcher.default_queue]
+    _assert_welcome(app, queues)
     # Before the processes are forked: each then has it already, and they share its memory.
     import_module("nanobanana_pipeline.definitions")
-    app = launcher.app
-    app.task(name=WORK_TASK)(work_on_run)
+    if app.conf.task_acks_late:
+        app.task(name=WORK_TASK)(work_on_run)
+    else:
+        # By its name: a function would become a method of the task.
+        app.task(name=WORK_TASK, Strategy=f"{take.__module__}:{take.__name__}")(work_on_run)
+        app.steps["consumer"].add(Places)  # pyright: ignore[reportOptionalSubscript] - Celery's types know of no steps
     ended_by: list[int] = []
 
     def stop_runs(sig: str = "", **_: Any) -> None:
@@ -54,13 +65,15 @@ def serve(instance: dg.DagsterInstance, *, processes: int, queues: Sequence[str]
             with suppress(ProcessLookupError):
                 os.kill(request.worker_pid, signal.SIGTERM)
 
+    faults: list[int] = []
     worker_shutting_down.connect(stop_runs, weak=False)
+    worker_shutdown.connect(lambda sender, **_: faults.append(sender.exitcode or 0), weak=False)
     with suppress(SystemExit):
         app.worker_main(
             [
                 "worker",
                 f"--concurrency={processes}",
-                f"--queues={','.join(queues) or launcher.default_queue}",
+                f"--queues={','.join(queues)}",
                 f"--hostname={name or os.getpid()}@{socket.gethostname()}",
                 f"--max-tasks-per-child={_RUNS_A_PROCESS}",
                 "--loglevel=INFO",
@@ -68,7 +81,23 @@ def serve(instance: dg.DagsterInstance, *, processes: int, queues: Sequence[str]
                 "--without-mingle",
             ]
         )
+    if not ended_by and any(faults):
+        raise UserError("the worker has ended by a fault, which its log names")
     return ended_by[0] if ended_by else 0
+
+
+def _assert_welcome(app: Celery, queues: Sequence[str]) -> None:
+    # One that is away is waited for. One that says no will go on doing so, and Celery says it by a stack of calls.
+    connection = app.connection_for_read()
+    refusals = (*connection.connection_errors, *connection.channel_errors)
+    try:
+        with connection:
+            for name in queues:
+                app.amqp.queues[name](connection.default_channel).declare()
+    except (OperationalError, *connection.recoverable_connection_errors):
+        pass
+    except refusals as error:
+        raise UserError(f"the broker refuses this worker: {error}") from None
 
 
 def work_on_run(run_id: str, before: str) -> None:
