@@ -33,6 +33,7 @@ from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.work import ShardWork, first_to_begin, items_named
 from nanobanana_pipeline.orchestration.command_log import log_file, logging_to
 from nanobanana_pipeline.orchestration.definitions import build_defs
+from nanobanana_pipeline.orchestration.event_log import kept_open
 from nanobanana_pipeline.orchestration.instance import free_dead_slots, opening, prepare_home
 from nanobanana_pipeline.orchestration.jobs import (
     GENERATE_IMAGES,
@@ -125,7 +126,7 @@ def instance_for_threads(home: Path) -> Generator[dg.DagsterInstance]:
     """The Dagster instance of `home`, such that several runs can go on in threads of this process."""
     with opening(home):
         opened = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_REDIRECTION))
-    with opened as instance:
+    with opened as instance, kept_open(instance.event_log_storage):
         # For every run Dagster configures Python's logging anew to find the handlers of dagster.yaml, which takes all
         # handlers' locks in turn. While another thread logs that is a deadlock, so they are looked up once.
         handlers = list(instance.get_yaml_python_handlers())
