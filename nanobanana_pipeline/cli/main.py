@@ -97,14 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-    """Be this process's command, and end without Python's own clearing up, unless it is a service.
+    """Be this process's command, and end without Python's own clearing up.
 
     Arrow's threads may still have a file of a bucket to close, in Python. Clearing up, that ends such a thread in the
-    middle of C++, and the process is aborted: a `repair` that was done ended so, with -6. Services have no such files.
+    middle of C++, and the process is aborted: a `repair` that was done ended so, with -6.
     """
     code = main()
-    if any(command.name in sys.argv[1:2] for command in service.COMMANDS):
-        sys.exit(code)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # All is done: whoever asks for an end now has it, and no traceback.
+        signal.signal(number, signal.SIG_IGN)
     # What libraries want done at the end; there is no public way to ask for it.
     atexit._run_exitfuncs()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     os._exit(code)

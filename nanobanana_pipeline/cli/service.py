@@ -34,12 +34,14 @@ def dev(port: int, host: str, workspace: Path | None) -> None:
     from nanobanana_pipeline.orchestration.development import DagsterDev
     from nanobanana_pipeline.orchestration.resources import SIMULATOR_FOLDER
     from nanobanana_pipeline.settings import load_settings
-    from nanobanana_pipeline.simulator.shared import shared_simulator
+    from nanobanana_pipeline.simulator.shared import shared_simulator, wait_for_end
 
     settings = environment.show_the_sample(load_settings())
     home = environment.set_dagster_home(settings)
     log = environment.local_output(settings) / "logs" / "dev.log"
     with ExitStack() as stack:
+        # Last of all: it belongs to nobody, but whoever started it may be a run of ours.
+        stack.callback(wait_for_end, SIMULATOR_FOLDER)
         if settings.simulated:
             # One provider for all runs, for as long as the pages are open.
             stack.enter_context(shared_simulator(SIMULATOR_FOLDER))

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Final, Self
 
 import dagster as dg
 from dagster._core.launcher import DefaultRunLauncher
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from nanobanana_pipeline.errors import UserError
 
@@ -38,6 +39,7 @@ load_from:
       location_name: nanobanana_pipeline
 """
 _DAEMON: Final = "dagster._daemon"
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _UNDER_WAY: Final = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
@@ -71,7 +73,17 @@ class DagsterDev:
         workspace = self._workspace or self._home / "nanobanana-workspace.yaml"
         if self._workspace is None:
             workspace.write_text(_WORKSPACE)
-        with self._log.open("ab") as log:
+        try:
+            self._start(workspace)
+            self._wait_for_pages()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def _start(self, workspace: Path) -> None:
+        # Unbroken: a process that was started, and is not known yet, would never be ended.
+        with self._log.open("ab") as log, _unbroken():
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [
                     *(sys.executable, "-m", "dagster", "dev", "--workspace", str(workspace)),
@@ -83,12 +95,6 @@ class DagsterDev:
                 # Ctrl-C in the terminal is for us, who end the group in good order.
                 start_new_session=True,
             )
-        try:
-            self._wait_for_pages()
-        except BaseException:
-            self._end()
-            raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -128,7 +134,10 @@ class DagsterDev:
             self._process = None
 
     def _end_runs(self) -> None:
-        """Stop the runs of this machine gracefully, and wait for them."""
+        """Stop the runs that were started from the pages gracefully, and wait for them.
+
+        Those of a command in another terminal are its own, to end or to go on.
+        """
         # The daemon first, or it would start the next runs in the queue as fast as these end. Those stay in the queue.
         for process in _children(self._process.pid if self._process else 0):
             if _DAEMON in process.command:
@@ -140,7 +149,8 @@ class DagsterDev:
             deadline = time.monotonic() + _RUNS_LIMIT_S
             told: set[str] = set()
             while time.monotonic() < deadline:
-                runs = instance.get_runs(filters=dg.RunsFilter(statuses=_UNDER_WAY))
+                found = instance.get_runs(filters=dg.RunsFilter(statuses=_UNDER_WAY))
+                runs = [run for run in found if GRPC_INFO_TAG in run.tags]
                 if not runs:
                     return
                 for run in runs:
@@ -166,16 +176,45 @@ def _refuse_taken_port(host: str, port: int) -> None:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End every process of the group."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + _END_LIMIT_S
+    """End every process of the group; at once, when somebody asks once more meanwhile."""
+    try:
+        _end_group_by(signal.SIGTERM, process)
+    finally:
+        with _unbroken():
+            _end_group_by(signal.SIGKILL, process)
+
+
+def _end_group_by(number: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _END_LIMIT_S
+    if _group_lives(process.pid):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        while time.monotonic() < deadline:
-            process.poll()
-            if not _group_lives(process.pid):
-                return
-            time.sleep(0.05)
+    while time.monotonic() < deadline:
+        process.poll()
+        if not _group_lives(process.pid):
+            return
+        time.sleep(0.05)
+
+
+@contextmanager
+def _unbroken() -> Generator[None]:
+    """Let signals wait that would end this process in the middle of the body."""
+    came: list[int] = []
+
+    def wait(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    handlers = {number: signal.getsignal(number) for number in _ENDING}
+    heard = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+    for number in heard:
+        signal.signal(number, wait)
+    try:
+        yield
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _group_lives(group: int) -> bool:

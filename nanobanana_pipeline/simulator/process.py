@@ -75,6 +75,13 @@ class SimulatorProcess:
 
     def start(self) -> None:
         """Start the process and wait until it listens. Raises `UserError` when it ends instead."""
+        try:
+            self._start()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _start(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(  # noqa: S603 (our own program)
             [sys.executable, "-m", "nanobanana_pipeline.simulator", *self._options.as_arguments()],
@@ -100,7 +107,6 @@ class SimulatorProcess:
         if not line:
             self._errors.seek(0)
             reason = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            self.kill()
             raise UserError(f"the simulator did not start: {reason or 'it ended without a word'}")
         ready = json.loads(line)
         self.base_url, self.images_url = ready["base_url"], ready["images_url"]

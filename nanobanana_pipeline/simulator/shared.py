@@ -40,6 +40,9 @@ _ENDPOINT: Final = "endpoint.json"
 _LOG: Final = "simulator.log"
 _PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 _WATCH_EVERY_S: Final = 0.25
+_LOOK_EVERY_S: Final = 0.05
+_END_LIMIT_S: Final = 30.0
+"""Three times what a simulator is given to end in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +73,24 @@ def shared_simulator(folder: str | Path) -> Generator[Endpoint]:
         yield endpoint
 
 
-def host(folder: str | Path, on_ready: Callable[[], None]) -> None:
-    """Run the simulator of `folder` until nobody uses it, it ends, or a signal comes."""
+def wait_for_end(folder: str | Path) -> None:
+    """Wait until no simulator of `folder` runs, or somebody uses it: for who must leave no process behind.
+
+    One that nobody uses ends by itself, a moment later.
+    """
     place = Path(folder).absolute()
+    deadline = time.monotonic() + _END_LIMIT_S
+    while (place / _HOST).exists() and _is_held(place / _HOST) and not _is_used(place):
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(_LOOK_EVERY_S)
+
+
+def host(place: Path, on_ready: Callable[[], None]) -> None:
+    """Run the simulator of `place` until nobody uses it, it ends, or a signal comes. The caller holds `_HOST`."""
     # Turned into an exception, so that the simulator is ended in good order.
     signal.signal(signal.SIGTERM, _exit)
-    with _locked(place / _HOST, fcntl.LOCK_EX), _simulator(place) as simulator:
+    with _simulator(place) as simulator:
         endpoint = Endpoint(simulator.base_url, simulator.images_url, str(simulator.book_path), simulator.api_key)
         draft = place / f".{_ENDPOINT}"
         draft.write_bytes(orjson.dumps(asdict(endpoint)))
@@ -132,11 +147,15 @@ def _start_host(place: Path) -> None:
 
 def _launch(folder: str) -> int:
     """Leave a host running in a session of its own; the exit code, once it is ready or has ended."""
+    place = Path(folder).absolute()
     ready, say_ready = os.pipe()
+    # Taken before there is a host, which inherits it, and closed by the kernel alone: whoever waits for its end must
+    # overlook neither one that begins nor one that is not quite gone.
+    fcntl.flock(os.open(place / _HOST, os.O_RDWR | os.O_CREAT, 0o644), fcntl.LOCK_EX)
     if os.fork() == 0:
         os.setsid()
         try:
-            host(folder, on_ready=lambda: os.close(say_ready) if os.write(say_ready, b"!") else None)
+            host(place, on_ready=lambda: os.close(say_ready) if os.write(say_ready, b"!") else None)
         except UserError as error:
             sys.stderr.write(f"{error}\n")
         return 0
@@ -163,10 +182,10 @@ def _locked(path: Path, how: int | None = None) -> Generator[int]:
         os.close(descriptor)
 
 
-def _taken(descriptor: int) -> bool:
-    """Take the lock alone, if nobody holds it."""
+def _taken(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
+    """Take the lock (alone, if not told otherwise), if nobody's holding it forbids that."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -175,6 +194,13 @@ def _taken(descriptor: int) -> bool:
 def _is_held(path: Path) -> bool:
     with _locked(path) as descriptor:
         return not _taken(descriptor)
+
+
+def _is_used(place: Path) -> bool:
+    # One that looks at a time: two would take each other for users.
+    with _locked(place / _STARTING, fcntl.LOCK_EX), _locked(place / _USERS) as users:
+        # Not to be had alone: a user has it, or the host, which shares it with nobody while it ends.
+        return not _taken(users) and _taken(users, fcntl.LOCK_SH)
 
 
 def _runs(simulator: SimulatorProcess) -> bool:

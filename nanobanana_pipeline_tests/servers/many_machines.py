@@ -35,7 +35,7 @@ from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 from nanobanana_pipeline_tests.servers.dagster_pages import LOCATION, DagsterPages
 from nanobanana_pipeline_tests.servers.object_store import ObjectStoreProcess
-from nanobanana_pipeline_tests.servers.services import HOST, Postgres, Redis, free_port
+from nanobanana_pipeline_tests.servers.services import HOST, Postgres, Redis, free_port, leaving_nothing
 from nanobanana_pipeline_tests.servers.shared_broker import SharedBroker
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -232,8 +232,8 @@ class ManyMachines(DagsterPages):
         queue_options = [option for queue in queues for option in ("--queue", queue)]
         command = [*program, "worker", "--processes", str(processes), "--name", name, *queue_options]
         worker = self._program(name, [*(as_machine(name) if apart else ()), *command], **environment)
-        worker.start()
         self.workers.append(worker)
+        worker.start()
         return worker
 
     def states(self, catalogues: Sequence[str] | None = None) -> Counter[ItemState]:
@@ -268,6 +268,7 @@ class ManyMachines(DagsterPages):
     def _start_dagster(self) -> None:
         # One process first: several at once would all make the tables.
         first = self._program("status", [*_NANOBANANA, "status"])
+        self.programs = [first]
         first.start()
         assert first.process is not None
         first.process.wait(_START_LIMIT_S)
@@ -353,6 +354,8 @@ def main() -> int:
     say("starting PostgreSQL, Redis, an S3 server, the simulator and Dagster (half a minute) …")
     with (
         tempfile.TemporaryDirectory(prefix="nanobanana-machines-", ignore_cleanup_errors=True) as folder,
+        # However often Ctrl-C is pressed, and whatever was just being started.
+        leaving_nothing(),
         suppress(KeyboardInterrupt),
         ManyMachines(Path(folder), knobs=knobs, simulator={}, pool=chosen.workers * chosen.processes) as machines,
     ):

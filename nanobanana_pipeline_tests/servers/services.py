@@ -1,5 +1,6 @@
 """A broker and a PostgreSQL server of one's own, to be stopped, killed and started again as no shared one may be."""
 
+import ctypes
 import os
 import random
 import shutil
@@ -9,8 +10,8 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -22,6 +23,38 @@ _PORTS: Final = (20_000, 30_000)
 _START_LIMIT_S: Final = 60.0
 _END_LIMIT_S: Final = 20.0
 _POSTGRES_BIN: Final = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
+
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+@contextmanager
+def leaving_nothing() -> Generator[None]:
+    """Whatever the body starts, and whatever that starts, is gone at the end, however often a signal breaks in.
+
+    For a program's main thread: what children of children leave behind becomes this process's own.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        while children := _children():
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+                with suppress(ChildProcessError):
+                    os.waitpid(child, 0)
+
+
+def _children() -> list[int]:
+    """Those of all threads of this process; those too that are over and were not asked after."""
+    found: list[int] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has just ended, whose children are another's now
+            found += map(int, path.read_text().split())
+    return found
 
 
 def free_port() -> int:
@@ -48,9 +81,13 @@ class Service(ABC):
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.prepare()
-        self.start()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.prepare()
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -78,15 +115,20 @@ class Service(ABC):
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it."""
-        if self._process is None:
+        process = self._process
+        if process is None:
             return
-        for each in (number, signal.SIGKILL):
+        try:
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, each)
+                os.killpg(process.pid, number)
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_END_LIMIT_S)
-                break
-        self._process = None
+                process.wait(_END_LIMIT_S)
+        finally:  # it does not, or somebody does not want to wait
+            if process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            self._process = None
 
     def _answers(self) -> bool:
         with suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
@@ -185,8 +227,10 @@ class Postgres(Service):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
-        shutil.rmtree(self._data, ignore_errors=True)
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            shutil.rmtree(self._data, ignore_errors=True)
 
     def _psql(self) -> list[str | Path]:
         place = ["-h", HOST, "-p", str(self.port), "-U", "postgres", "-d", "postgres"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.simulator.shared import Endpoint, shared_simulator
+from nanobanana_pipeline.simulator.shared import Endpoint, shared_simulator, wait_for_end
 
 # A user that says where its simulator is, and stays until it is killed.
 USER = """
@@ -73,6 +73,17 @@ def test_it_outlives_the_user_that_started_it_and_not_the_last_one_however_that_
             time.sleep(0.6)  # longer than the host takes to look round
             assert answers(endpoint)
     wait_until_gone(tmp_path)
+
+
+def test_its_end_can_be_waited_for_unless_somebody_uses_it(tmp_path: Path) -> None:
+    """`nanobanana dev` leaves nothing behind, and takes nothing from others."""
+    with shared_simulator(tmp_path) as endpoint:
+        wait_for_end(tmp_path)
+        assert answers(endpoint)
+    wait_for_end(tmp_path)
+    assert hosts(tmp_path) == []
+    assert not answers(endpoint)
+    wait_for_end(tmp_path)
 
 
 def test_it_comes_back_on_its_ports_with_its_book(tmp_path: Path) -> None:
