@@ -3,8 +3,8 @@
 import json
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import click
@@ -38,10 +38,23 @@ def complain(text: str) -> None:
     _tell(f"{click.style('nanobanana:', fg='red', bold=True)} {_harmless(' '.join(text.split()))}")
 
 
+@contextmanager
+def told_above(write: Callable[[str], None]) -> Generator[None]:
+    """Have everything but results written by whoever draws on the terminal meanwhile."""
+    _writers.append(write)
+    try:
+        yield
+    finally:
+        _writers.remove(write)
+
+
+_writers: Final[list[Callable[[str], None]]] = [lambda text: click.echo(text, err=True)]
+
+
 def _tell(text: str) -> None:
     # A terminal that was closed takes no more, and what is going on must not end because nobody can be told.
     with suppress(OSError):
-        click.echo(text, err=True)
+        _writers[-1](text)
 
 
 def _harmless(text: str) -> str:

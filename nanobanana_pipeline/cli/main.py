@@ -17,8 +17,9 @@ import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
 from nanobanana_pipeline.cli import care, catalogues, looking, money, service, sharing, watching, work
-from nanobanana_pipeline.cli.console import complain
+from nanobanana_pipeline.cli.console import complain, note
 from nanobanana_pipeline.errors import UserError, disk_trouble
+from nanobanana_pipeline.ledger.outages import told
 
 STOPPED = 128
 """Added to a signal's number: the exit code of a command that it ended."""
@@ -125,7 +126,10 @@ def _flushed(stream: TextIO) -> bool:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         # Not click's own `main`, which has exit codes and messages of its own.
-        with nanobanana.make_context("nanobanana", list(sys.argv[1:] if arguments is None else arguments)) as context:
+        with (
+            told(note),
+            nanobanana.make_context("nanobanana", list(sys.argv[1:] if arguments is None else arguments)) as context,
+        ):
             code = nanobanana.invoke(context)
     except BaseException as error:  # noqa: BLE001 - the last net: what falls in here and is nobody's is our defect
         return _ended_by(error)

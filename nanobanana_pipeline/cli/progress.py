@@ -3,11 +3,11 @@
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from nanobanana_pipeline.cli.console import clock, counted, dollars, note, on_terminal
+from nanobanana_pipeline.cli.console import clock, counted, dollars, note, on_terminal, told_above
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -27,6 +27,7 @@ class ProgressDisplay:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._drawing = ExitStack()
         self._items = 0
         self._pace = Pace()
         self._line_due = 0.0
@@ -79,6 +80,7 @@ class ProgressDisplay:
     def _open(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.text import Text
 
         self._bar = Progress(
             BarColumn(bar_width=None),
@@ -90,9 +92,12 @@ class ProgressDisplay:
             refresh_per_second=5,
         )
         self._task = self._bar.add_task("", total=self._items, facts="", pace="")
+        print_above = self._bar.console.print
+        self._drawing.enter_context(told_above(lambda text: print_above(Text.from_ansi(text), soft_wrap=True)))
         self._bar.start()
 
     def _close(self) -> None:
+        self._drawing.close()
         bar, self._bar = self._bar, None
         if bar is not None:
             with suppress(OSError):

@@ -4,27 +4,27 @@ What differs between the two lives here and nowhere else: pragmas, how a write t
 and which errors mean "try again".
 """
 
-import logging
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection, Engine, Transaction, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger import outages, schema
 from nanobanana_pipeline.ledger.migrations import upgrade
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-BUSY_TIMEOUT_S = 60
+BUSY_TIMEOUT_S = 10
+"""How long a connection to SQLite waits for a lock before it says so; who wants the write lock asks again then."""
 _CACHE_KB: Final = 8 * 1024
 """Of SQLite's pages, for each connection: a run of many shards has dozens. The system caches the file besides."""
 _LARGE_CACHE_KB: Final = 64 * 1024
@@ -37,7 +37,7 @@ LOSS_PATIENCE_S = 600.0
 _ASK_AGAIN_S: Final = 0.25
 # A lost connection, a server that shuts down or starts up, one that has no connection to spare, or no room.
 _LOST_SQLSTATES: Final = ("08", "57P", "53300", "53100")
-# Another has held the write lock for a minute, the disk does not do as it is told, or is full.
+# Another holds the write lock, the disk does not do as it is told, or is full.
 _LOST_ON_SQLITE: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL})
 _PRIMARY_CODE: Final = 0xFF
 """Of SQLite's error codes, the part that says what kind it is."""
@@ -49,8 +49,6 @@ _NOTICE_LOSS: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-
-_log = logging.getLogger(__name__)
 
 
 class LedgerLostError(UserError):
@@ -123,15 +121,24 @@ class Database:
     def read(self) -> Generator[Connection]:
         """A read-only transaction on one consistent snapshot."""
         options = {"isolation_level": "REPEATABLE READ"} if self.dialect == "postgresql" else {}
-        with self.through_loss(self.engine.connect).execution_options(**options) as connection, connection.begin():
+        connection, transaction = self.through_loss(lambda: self._begun(options))
+        with connection, transaction:
             yield connection
 
     @contextmanager
     def write(self) -> Generator[Connection]:
         """A write transaction; on SQLite it holds the only write lock from its first statement on."""
-        connected = self.through_loss(self.engine.connect)
-        with connected.execution_options(nanobanana_write=True) as connection, connection.begin():
+        connection, transaction = self.through_loss(lambda: self._begun({"nanobanana_write": True}))
+        with connection, transaction:
             yield connection
+
+    def _begun(self, options: Mapping[str, Any]) -> tuple[Connection, Transaction]:
+        connection = self.engine.connect()
+        try:
+            return connection, connection.execution_options(**options).begin()
+        except BaseException:
+            connection.close()
+            raise
 
     def through_loss(self, work: Callable[[], T]) -> T:
         """What `work` gives, which may be done twice; asked again while the database is out of reach.
@@ -140,21 +147,23 @@ class Database:
         Raises `LedgerLostError` when it stays away.
         """
         ends, told = time.monotonic() + LOSS_PATIENCE_S, False
-        while True:
-            try:
-                return work()
-            except DBAPIError as error:
-                if not is_lost(error):
-                    raise
-                if time.monotonic() >= ends:
-                    raise LedgerLostError(
-                        f"the ledger {self.place} has been out of reach for {LOSS_PATIENCE_S:g} seconds "
-                        f"({_first_line(error)}); every call is in it that was ever sent: bring it back, and run again"
-                    ) from None
-                if not told:
-                    _log.warning("the ledger is out of reach, waiting for it: %s", _first_line(error))
-                    told = True
-            time.sleep(_ASK_AGAIN_S)
+        with ExitStack() as wait:
+            while True:
+                try:
+                    return work()
+                except DBAPIError as error:
+                    if not is_lost(error):
+                        raise
+                    if time.monotonic() >= ends:
+                        raise LedgerLostError(
+                            f"the ledger {self.place} has been out of reach for {LOSS_PATIENCE_S:g} seconds "
+                            f"({_first_line(error)}); every call is in it that was ever sent: bring it back, and run "
+                            "again"
+                        ) from None
+                    if not told:
+                        wait.enter_context(outages.waiting(self.place, _what_to_do(error)))
+                        told = True
+                time.sleep(_ASK_AGAIN_S)
 
     def transaction_id(self, connection: Connection) -> str | None:
         """The name of a write transaction, by which `committed` knows it; None on SQLite, which loses no answer."""
@@ -296,6 +305,23 @@ def _sqlite_engine(url: sa.URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _what_to_do(error: DBAPIError) -> str:
+    """Of a database that is lost: what is the matter, and what a person can do about it."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate == "53100" or (code is not None and code & _PRIMARY_CODE == sqlite3.SQLITE_FULL):
+        advice = "its disk is full; make room"
+    elif sqlstate == "53300":
+        advice = "it has no connection to spare; end some that others hold"
+    elif code is None:
+        advice = f"it is out of reach ({_first_line(error)}); bring it back"
+    elif code & _PRIMARY_CODE == sqlite3.SQLITE_BUSY:
+        advice = "another program holds it; let that finish, or end it"
+    else:
+        advice = f"its disk does not do as it is told ({_first_line(error)}); look after it"
+    return f"{advice}. Nothing is sent and nothing is lost meanwhile, for {LOSS_PATIENCE_S / 60:g} minutes"
 
 
 def _first_line(error: DBAPIError) -> str:

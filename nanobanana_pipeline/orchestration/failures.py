@@ -6,14 +6,18 @@ from contextlib import contextmanager
 import dagster as dg
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.ledger import outages
 from nanobanana_pipeline.orchestration.instance import sign_run
 
 
 @contextmanager
 def at_work(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> Generator[None]:
-    """Do a step's work: the run is signed, so that its death can be told, and its failures are one line."""
+    """Do a step's work: the run is signed, so that its death can be told, and its failures are one line.
+
+    That it waits for the ledger stands in its log.
+    """
     sign_run(context.instance, context.run)
-    with one_line_failures():
+    with one_line_failures(), outages.told(context.log.warning):
         yield
 
 
