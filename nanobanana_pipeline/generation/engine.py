@@ -47,7 +47,7 @@ class EngineOptions:
     caps: Caps = field(default_factory=Caps)
     verify: VerifyMode = "full"
     limit: int | None = None
-    """New attempts that may be begun, at most; None is no limit."""
+    """Items that may be begun, at most, by this run and those that it repeats; None is no limit."""
     rerun: Rerun | None = None
     items: tuple[str, ...] = ()
     """The only items (by item_id) that may be begun; none given is all of them."""
@@ -165,6 +165,9 @@ class Engine:
         return taken
 
     async def _begin_new(self, shard: str) -> None:
+        if self._options.limit is not None:
+            # A run that was killed is started again with all that it was asked for, and a re-execution copies it.
+            self._begun = await asyncio.to_thread(self._ledger.items_begun, shard, self._worker.root_run_id)
         await self._feed(shard, None)
         if self._options.rerun is not None:
             await self._all_done()

@@ -289,6 +289,16 @@ def first_to_begin(
     return {row.shard: row.items for row in connection.execute(counts)}
 
 
+def items_begun(connection: Connection, shard: str, root_run_id: str) -> int:
+    """How many items of the shard a run and its repetitions have sent already; one that was refused costs nothing."""
+    query = sa.select(sa.func.count(_attempts.c.item_id.distinct())).where(
+        _attempts.c.shard == shard,
+        _attempts.c.root_run_id == root_run_id,
+        _attempts.c.state != AttemptState.REFUSED.value,
+    )
+    return connection.execute(query).scalar_one()
+
+
 def items_named(connection: Connection, names: Sequence[str], catalogue: str | None = None) -> list[NamedItem]:
     """The active items that have one of these names: an item_id, or a prompt_id, which means all of its samples."""
     found: list[NamedItem] = []

@@ -176,14 +176,17 @@ def end_dead_runs(instance: DagsterInstance) -> list[str]:
     their launcher's to look after: another worker goes on with them.
     """
     unfinished = instance.get_runs(filters=RunsFilter(statuses=_UNFINISHED))
-    dead = [run for run in unfinished if SENT_TAG not in run.tags and _worker_is_dead(run)]
-    for run in dead:
+    dead = [run.run_id for run in unfinished if SENT_TAG not in run.tags and _worker_is_dead(run)]
+    ended: list[str] = []
+    # Asked again: a run may have ended well, and its process with it, since it was looked up.
+    for run in instance.get_runs(filters=RunsFilter(run_ids=dead, statuses=_UNFINISHED)) if dead else ():
         message = "The process of this run is gone (killed, or the machine went down)."
         if run.status == DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, message)
         else:
             instance.report_run_failed(run, message)
-    return [run.run_id for run in dead]
+        ended.append(run.run_id)
+    return ended
 
 
 def hand_out_again(instance: DagsterInstance) -> list[str]:

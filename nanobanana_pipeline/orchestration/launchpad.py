@@ -22,7 +22,8 @@ class GenerationConfig(BaseModel):
         ge=0,
         le=10_000_000,
         description="Begin at most this many new images in this shard: a pilot. The next run goes on with the rest, "
-        "and pays for nothing twice. 0: only finish what is under way. Empty: no limit.",
+        "and pays for nothing twice; re-executing this one begins no more than were asked for. 0: only finish what is "
+        "under way. Empty: no limit.",
     )
     retry_failed: bool = Field(
         default=False,

@@ -81,6 +81,17 @@ def test_a_limit_is_a_pilot_and_the_rest_follows_without_paying_for_it_again(pip
     assert sorted(pipeline.accepted()) == sorted(row["prompt"] for row in rows(6))
 
 
+def test_a_pilot_that_is_started_again_goes_on_with_its_own_items(pipeline: Pipeline) -> None:
+    """Dagster starts a killed run anew with all of its config, and a re-execution copies it: $10, not $20."""
+    pipeline.write(rows(6))
+    pipeline.simulator.set_faults([{"fault": "refused_400_moderation", "prompt": "a picture of 0"}])
+    for _ in range(3):
+        pipeline.run(limit=3, root_run_id="the-same-root")
+    assert len(pipeline.accepted()) == 3
+    pipeline.run(limit=3)
+    assert sorted(pipeline.accepted()) == sorted(row["prompt"] for row in rows(6)[1:])
+
+
 def test_regenerate_pays_again_once_and_keeps_both_costs(pipeline: Pipeline) -> None:
     """A person who wants another picture gets one, and the books show two."""
     pipeline.write(rows(2))

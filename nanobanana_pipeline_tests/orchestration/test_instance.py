@@ -8,9 +8,10 @@ import sys
 from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 from sqlalchemy import make_url
 
 from nanobanana_pipeline.errors import UserError
@@ -214,6 +215,34 @@ def test_a_re_execution_of_a_killed_run_is_not_taken_for_dead(home: Path) -> Non
         assert signed is not None
         assert not signed.tags[ENDED_TAG]
         assert end_dead_runs(instance) == []
+
+
+def test_a_run_that_ends_well_while_it_is_looked_at_stays_a_success(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every few seconds some sensor looks, and between two of its questions the run succeeds and its process ends."""
+    killed = kill_a_run(home)
+    with DagsterInstance.from_config(str(home)) as instance:
+        look_up = instance.get_runs
+
+        def looked_up_too_early(*args: Any, **kwargs: Any) -> list[DagsterRun]:
+            found = list(look_up(*args, **kwargs))
+            for run in found:
+                if not instance.get_run_by_id(run.run_id).is_finished:  # pyright: ignore[reportOptionalMemberAccess]
+                    report_success(instance, run)
+            return found
+
+        monkeypatch.setattr(instance, "get_runs", looked_up_too_early)
+        assert end_dead_runs(instance) == []
+        run = instance.get_run_by_id(killed)
+        assert run is not None
+        assert run.status is DagsterRunStatus.SUCCESS
+
+
+def report_success(instance: DagsterInstance, run: DagsterRun) -> None:
+    """What a run's process says last."""
+    event = DagsterEvent(DagsterEventType.PIPELINE_SUCCESS.value, run.job_name)
+    instance.report_dagster_event(event, run.run_id)
 
 
 def test_a_run_that_lives_keeps_its_slot(home: Path) -> None:
