@@ -14,9 +14,10 @@ import pytest
 
 from nanobanana_pipeline.cli.console import clock, complain, dollars, note, say, warn
 from nanobanana_pipeline.cli.progress import Pace
+from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.states import ItemState
-from nanobanana_pipeline.ledger.work import ShardWork
-from nanobanana_pipeline.orchestration.order import Order, Share, shares
+from nanobanana_pipeline.ledger.work import NamedItem, ShardWork
+from nanobanana_pipeline.orchestration.order import Order, Share, shares, shares_of
 from nanobanana_pipeline_tests.e2e.command import COMMAND, ROOT, Place
 
 
@@ -64,6 +65,10 @@ def entry_group() -> click.Group:
     [
         (["rnu"], "rnu"),
         (["run", "--limit", "0"], "--limit"),
+        (["run", "--max-cost", "5$"], "--max-cost"),
+        (["run", "--max-cost", "nan"], "--max-cost"),
+        (["run", "--max-cost", "2000000"], "1,000,000"),
+        (["reconcile", "may.csv", "--tolerance", "1,5"], "--tolerance"),
         (["query"], "SQL"),
         (["unknown", "resubmit"], "--all"),
         (["import", "nothing.csv"], "nothing.csv"),
@@ -212,6 +217,22 @@ def test_the_pace_is_that_of_the_last_minute() -> None:
         pace.at(second, 60 + (second - 600) * 2)
     assert pace.per_second == pytest.approx(2.0)
     assert pace.shown(60) == "2.0/s · 30 s left"
+
+
+def test_a_limit_holds_over_the_shards_of_the_items_that_were_named() -> None:
+    """A prompt_id may be in several catalogues: whoever asks for one picture of it must not pay for three."""
+    named = [
+        NamedItem("fox", "a1", "a-000000"),
+        NamedItem("fox", "a2", "a-000000"),
+        NamedItem("fox", "b1", "b-000000"),
+        NamedItem("owl", "c1", "c-000000"),
+        NamedItem("a1", "a1", "a-000000"),
+    ]
+    order = Order(limit=3, items=("fox", "owl", "a1"), regenerate=True)
+    assert shares_of(order, named) == [Share("a-000000", 2, 2, ("a1", "a2")), Share("b-000000", 1, 1, ("b1",))]
+    assert [share.limit for share in shares_of(replace(order, limit=None), named)] == [None, None, None]
+    with pytest.raises(UserError, match="hare"):
+        shares_of(replace(order, items=("fox", "hare")), named)
 
 
 def test_a_limit_is_shared_out_in_order_and_open_work_has_its_turn() -> None:

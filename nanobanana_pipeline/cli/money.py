@@ -1,15 +1,17 @@
 """`plan`, `approve`, `reconcile` and `reprice`: what work will cost, may cost, and did cost."""
 
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from nanobanana_pipeline.cli.amounts import Dollars
 from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, clock, counted, dollars, note, say, say_json, warn
 from nanobanana_pipeline.cli.progress import counting
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from nanobanana_pipeline.reporting.plan import Plan
     from nanobanana_pipeline.reporting.reconcile import Reconciliation
     from nanobanana_pipeline.settings import Settings
@@ -87,7 +89,7 @@ def approve(plan_hash: str) -> None:
 @click.option("--mapping", type=click.Path(path_type=Path), metavar="FILE", help="TOML: which column is which.")
 @click.option(
     "--tolerance",
-    type=Decimal,
+    type=Dollars(least="0"),
     metavar="USD",
     help="What a line may differ by. Default: half of the last digit that the invoice has.",
 )
@@ -96,7 +98,7 @@ def approve(plan_hash: str) -> None:
 def reconcile(
     invoice: Path,
     mapping: Path | None,
-    tolerance: Decimal | None,
+    tolerance: "Decimal | None",
     correct: bool,  # noqa: FBT001 - click gives flags by name
     as_json: bool,  # noqa: FBT001 - as above
 ) -> int:
@@ -122,8 +124,6 @@ def reconcile(
     from nanobanana_pipeline.reporting.reconcile import reconcile as hold
     from nanobanana_pipeline.settings import load_settings
 
-    if tolerance is not None and not (tolerance.is_finite() and tolerance >= 0):
-        raise click.BadParameter("must be 0 or more", param_hint="--tolerance")
     settings = load_settings()
     require_ledger(settings)
     with Workspace.open(settings) as workspace:

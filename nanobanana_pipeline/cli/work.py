@@ -1,17 +1,19 @@
 """`run` and `demo`: the whole pipeline, headless, through Dagster."""
 
 import signal
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import click
 
 from nanobanana_pipeline.cli import environment, reports
+from nanobanana_pipeline.cli.amounts import Dollars
 from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, counted, note, say, say_json, warn
 from nanobanana_pipeline.cli.progress import ProgressDisplay
 from nanobanana_pipeline.memory import collector_paused, share_arenas
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from nanobanana_pipeline.orchestration.order import Order
     from nanobanana_pipeline.orchestration.outcome import Outcome
     from nanobanana_pipeline.settings import Settings
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Make every image that is missing (costs money).")
 @click.option("--catalogue", metavar="NAME", help="Only this catalogue.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Begin N items at most, in all: a pilot.")
-@click.option("--max-cost", type=Decimal, metavar="USD", help="Spend this much at most in this run.")
+@click.option("--max-cost", type=Dollars(least="0.000001"), metavar="USD", help="Spend this much at most in this run.")
 @click.option(
     "--regenerate",
     metavar="ITEM",
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 def run(
     catalogue: str | None,
     limit: int | None,
-    max_cost: Decimal | None,
+    max_cost: "Decimal | None",
     regenerate: tuple[str, ...],
     as_json: bool,  # noqa: FBT001 - click gives flags by name
     **options: bool,
@@ -70,8 +72,6 @@ def run(
             "there is no API key: set NANOBANANA_API_KEY to run for real, or see the pipeline at work without one "
             "by `nanobanana demo`"
         )
-    if max_cost is not None and max_cost <= 0:
-        raise click.BadParameter("must be more than 0", param_hint="--max-cost")
     from nanobanana_pipeline.orchestration.order import Order
 
     order = Order(

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,6 +22,7 @@ from typing import Final, Self
 import dagster as dg
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.storage.tags import GRPC_INFO_TAG
+from filelock import FileLock, Timeout
 
 from nanobanana_pipeline.errors import UserError
 
@@ -62,9 +63,20 @@ class DagsterDev:
         self._log = log
         self._workspace = workspace
         self._process: subprocess.Popen[bytes] | None = None
+        self._undo = ExitStack()
 
     def __enter__(self) -> Self:
         """Start it, and wait until its pages answer. Raises `UserError` when they don't."""
+        with ExitStack() as undo:
+            # Two daemons on one home start everything twice, and Dagster says so in a log alone.
+            undo.enter_context(_alone(self._home))
+            undo.callback(self._end)
+            self._begin()
+            self._wait_for_pages()
+            self._undo = undo.pop_all()
+        return self
+
+    def _begin(self) -> None:
         _refuse_taken_port(self._host, self._port)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -73,15 +85,6 @@ class DagsterDev:
         workspace = self._workspace or self._home / "nanobanana-workspace.yaml"
         if self._workspace is None:
             workspace.write_text(_WORKSPACE)
-        try:
-            self._start(workspace)
-            self._wait_for_pages()
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def _start(self, workspace: Path) -> None:
         # Unbroken: a process that was started, and is not known yet, would never be ended.
         with self._log.open("ab") as log, _unbroken():
             self._process = subprocess.Popen(  # noqa: S603 - our own program
@@ -99,7 +102,7 @@ class DagsterDev:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self._undo.close()
 
     def wait(self) -> None:
         """Wait until it ends by itself, which it doesn't in good order. Raises `UserError` then."""
@@ -164,6 +167,22 @@ def _terminate(instance: dg.DagsterInstance, run_id: str) -> None:
     # Whatever goes wrong here (the code server is gone, the run has just ended): the group's end comes after it.
     with suppress(Exception):
         instance.run_launcher.terminate(run_id)
+
+
+@contextmanager
+def _alone(home: Path) -> Generator[None]:
+    """Be the only one that has Dagster open on `home`, as far as `DagsterDev` opens it."""
+    lock = FileLock(home / ".dev.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another `nanobanana dev` has {home} open: use or end that one, or set DAGSTER_HOME to another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

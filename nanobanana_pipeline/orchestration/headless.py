@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ from nanobanana_pipeline.orchestration.jobs import (
     generation_config,
     refresh_config,
 )
-from nanobanana_pipeline.orchestration.order import Order, Share, shares
+from nanobanana_pipeline.orchestration.order import Order, Share, shares, shares_of
 from nanobanana_pipeline.orchestration.outcome import Outcome
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.session import Session
@@ -236,16 +236,7 @@ class _Run:
             return shares(order, self._shard_work(), self._firsts(), on_unknown=self._on_unknown)
         with self._workspace.ledger.database.read() as connection:
             named = items_named(connection, order.items, order.catalogue)
-        unknown = set(order.items) - {item.name for item in named}
-        if unknown:
-            raise UserError(
-                f"no item of the catalogue is called {', '.join(sorted(unknown))}: give an item_id or a prompt_id of "
-                "the table `results`"
-            )
-        chosen: defaultdict[str, list[str]] = defaultdict(list)
-        for item in named:
-            chosen[item.shard].append(item.item_id)
-        return [Share(shard, order.limit, len(ids), tuple(ids)) for shard, ids in sorted(chosen.items())]
+        return shares_of(order, named)
 
     def _firsts(self) -> Mapping[str, int] | None:
         """How many of the items that are within the limit each shard has; None without a limit."""

@@ -1,11 +1,13 @@
 """What one command asks for, and each shard's part of it. Knows no Dagster: only what the ledger says is left to do."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.ledger.states import ItemState
-from nanobanana_pipeline.ledger.work import Rerun, ShardWork
+from nanobanana_pipeline.ledger.work import NamedItem, Rerun, ShardWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,4 +76,30 @@ def shares(
             found.append(Share(shard.shard, None, order.new_items(shard) + begun))
         elif (part := firsts.get(shard.shard, 0)) or begun:
             found.append(Share(shard.shard, part, part + begun))
+    return found
+
+
+def shares_of(order: Order, named: Sequence[NamedItem]) -> list[Share]:
+    """Each shard's part when only some items are meant, `named` as the ledger knows them; the limit is for all shards.
+
+    Raises `UserError` for a name that no item has.
+    """
+    unknown = set(order.items) - {item.name for item in named}
+    if unknown:
+        raise UserError(
+            f"no item of the catalogue is called {', '.join(sorted(unknown))}: give an item_id or a prompt_id of "
+            "the table `results`"
+        )
+    chosen: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for item in named:
+        # Once, however often it was named: by its id, and by that of its prompt.
+        chosen[item.shard][item.item_id] = None
+    found: list[Share] = []
+    left = order.limit
+    for shard, ids in sorted(chosen.items()):
+        if left is None:
+            found.append(Share(shard, None, len(ids), tuple(ids)))
+        elif part := min(left, len(ids)):
+            found.append(Share(shard, part, part, tuple(ids)))
+            left -= part
     return found

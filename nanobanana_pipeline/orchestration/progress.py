@@ -39,7 +39,10 @@ class Progress:
             self.log(progress_line(tally, self.total, elapsed_s))
         if elapsed_s >= self.observation_due_s:
             self.observation_due_s = next_observation_s(elapsed_s)
-            self.observe(progress_numbers(tally, self.total, elapsed_s))
+            try:
+                self.observe(progress_numbers(tally, self.total, elapsed_s))
+            except Exception as error:  # noqa: BLE001 - whatever Dagster's storage has: the work goes on without it
+                self.log(f"where the run is can't be shown on its asset's page now: {' '.join(str(error).split())}")
 
 
 def next_line_s(elapsed_s: float) -> float:

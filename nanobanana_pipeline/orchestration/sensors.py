@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import takewhile
 from typing import Final, Self
 
 import dagster as dg
@@ -39,7 +40,11 @@ _QUEUED_FOR_EACH: Final = 2
 _NAMED: Final = 5
 
 _REPORT_PAUSE_S: Final = 300.0
-_ENDED: Final = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+_NOT_DONE: Final = (DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
+_ENDED: Final = [DagsterRunStatus.SUCCESS, *_NOT_DONE]
+_REPEAT_S: Final = 60.0
+_LONGEST_REPEAT_S: Final = 3600.0
+_REPEATS_COUNTED: Final = 8
 
 
 def build_sensors(names: Names, jobs: Jobs, every_s: int | None = None) -> tuple[dg.SensorDefinition, ...]:
@@ -88,7 +93,7 @@ def _catalogue_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefini
         minimum_interval_seconds=every_s,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Watches the catalogue folder, and reads the catalogues again when a file is new, changed or "
-        "removed and has come to rest. Free: it makes no images.",
+        "removed and has come to rest; once more, when that failed or was stopped. Free: it makes no images.",
     )
     def catalogue_sensor(
         context: dg.SensorEvaluationContext, nano_banana: NanoBananaResource
@@ -102,18 +107,37 @@ def _catalogue_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefini
         being_written = {source.name for source in sources if is_being_written(source, now)}
         cursor = CatalogueCursor.read(context.cursor)
         after, start = cursor.look(catalogue_fingerprint(sources, being_written), now)
+        mine = {STARTED_BY_TAG: names.tag("catalogue_sensor")}
+        # That a run was started for these files is no proof that it came to its end.
+        pause_s = repeated_in_s(context.instance, mine, now) if after.seen == after.started and not start else None
+        start = start or pause_s == 0
         whole = [source.name for source in sources if source.name not in being_written]
         requests: list[dg.RunRequest] = []
         if start and (whole or (cursor.started and not being_written)):
             config = refresh_config(whole if being_written else None)
-            requests = [dg.RunRequest(run_config=config, tags={STARTED_BY_TAG: names.tag("catalogue_sensor")})]
-        reason = None if requests else _why_nothing(after, being_written, len(sources))
+            requests = [dg.RunRequest(run_config=config, tags=mine)]
+        reason = None if requests else _why_nothing(after, being_written, len(sources), pause_s)
         return dg.SensorResult(run_requests=requests, skip_reason=reason, cursor=json.dumps(asdict(after)))
 
     return catalogue_sensor
 
 
-def _why_nothing(after: CatalogueCursor, being_written: Collection[str], catalogues: int) -> str:
+def repeated_in_s(instance: dg.DagsterInstance, tags: dict[str, str], now: float) -> float | None:
+    """In how many seconds the last run with these tags is to be started once more, as it failed or was stopped.
+
+    None when there is no need. Each in a row that did not succeed doubles the pause, up to an hour.
+    """
+    past = instance.get_run_records(dg.RunsFilter(tags=tags), limit=_REPEATS_COUNTED)
+    if not past or not past[0].dagster_run.is_finished:
+        return None
+    failed = len([*takewhile(lambda record: record.dagster_run.status in _NOT_DONE, past)])
+    ended = past[0].end_time or past[0].update_timestamp.timestamp()
+    return max(0.0, ended + min(_REPEAT_S * 2 ** (failed - 1), _LONGEST_REPEAT_S) - now) if failed else None
+
+
+def _why_nothing(after: CatalogueCursor, being_written: Collection[str], catalogues: int, pause_s: float | None) -> str:
+    if pause_s:
+        return f"the last reading did not come to its end: see its run; once more in {pause_s:.0f} s"
     if after.seen != after.started:
         return "files have changed: they are read once they come to rest"
     if being_written:
@@ -232,15 +256,16 @@ def _report_sensor(names: Names, jobs: Jobs, every_s: int) -> dg.SensorDefinitio
         )
         latest_end = ended[0].update_timestamp.timestamp() if ended else None
         under_way = _unfinished(context.instance, names.generation_tags)
-        if not cursor.due(latest_end, generating=bool(under_way), now=now) or latest_end is None:
+        due = cursor.due(latest_end, generating=bool(under_way), now=now)
+        if not due and repeated_in_s(context.instance, mine, now) != 0:
             return dg.SkipReason(
                 "nothing was generated since the last report" if latest_end is None else "more is under way"
             )
         if _unfinished(context.instance, mine):
             return dg.SkipReason("a report is being made")
+        until = cursor.reported_until if latest_end is None else latest_end
         return dg.SensorResult(
-            run_requests=[dg.RunRequest(tags=mine)],
-            cursor=json.dumps(asdict(ReportCursor(latest_end, now))),
+            run_requests=[dg.RunRequest(tags=mine)], cursor=json.dumps(asdict(ReportCursor(until, now)))
         )
 
     return report_sensor

@@ -28,12 +28,7 @@ class Terminal:
     @property
     def processes(self) -> list[str]:
         """The command lines of all living processes that came of it."""
-        found: list[str] = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if self.mark in (folder / "environ").read_text(errors="replace"):
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
-        return found
+        return marked(self.mark)
 
     def press_ctrl_c(self) -> int:
         """What it ends with."""
@@ -49,6 +44,16 @@ class Terminal:
     def wait(self) -> int:
         """What it ends with by itself, or by a signal."""
         return self.dagster._process.wait(_END_LIMIT_S)
+
+
+def marked(mark: str) -> list[str]:
+    """The command lines of all living processes that have `mark` in their environment."""
+    found: list[str] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (folder / "environ").read_text(errors="replace"):
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+    return found
 
 
 class Dev(Protocol):

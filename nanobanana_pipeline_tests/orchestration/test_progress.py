@@ -71,3 +71,15 @@ def test_a_long_run_is_observed_a_score_of_times() -> None:
 def test_durations_are_read_at_a_glance() -> None:
     """Nobody divides 7,500 seconds in their head."""
     assert [duration(s) for s in (0.4, 42, 200, 7500)] == ["0 s", "42 s", "3 min 20 s", "2 h 5 min"]
+
+
+def test_a_run_goes_on_when_dagster_can_not_be_told_where_it_is() -> None:
+    """Its database was away for a moment: that must not be the end of a run that pays, however it would have ended."""
+    lines: list[str] = []
+
+    def refuse(_: Metadata) -> None:
+        raise OSError("the database is away")
+
+    progress = Progress(lines.append, refuse, 10, line_due_s=1e9, observation_due_s=0.0)
+    progress(Tally(succeeded=3))
+    assert "the database is away" in lines[0]

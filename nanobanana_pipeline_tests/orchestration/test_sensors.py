@@ -145,6 +145,33 @@ def test_new_changed_and_removed_files_start_one_refresh_each(orchestra: Orchest
     assert count == 1
 
 
+@pytest.mark.parametrize("end", ["report_run_failed", "report_run_canceled"])
+def test_a_reading_that_did_not_come_to_its_end_is_started_again(
+    orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Ctrl-C in `nanobanana dev` just after a file was dropped in: it was never read, until someone touched it."""
+    orchestra.pipeline.write(rows(1))
+    cursor = tick("catalogue_sensor", orchestra).cursor
+    (request,) = tick("catalogue_sensor", orchestra, cursor).run_requests or ()
+    cursor = tick("catalogue_sensor", orchestra, cursor).cursor
+    run = add_run(orchestra, "refresh_catalogue", request)
+    assert said(tick("catalogue_sensor", orchestra, cursor)) == "nothing has changed in any of 1"
+    getattr(orchestra.instance, end)(run)
+    assert "once more in" in said(tick("catalogue_sensor", orchestra, cursor))
+    monkeypatch.setattr("nanobanana_pipeline.orchestration.sensors._REPEAT_S", 0.0)
+    answer = tick("catalogue_sensor", orchestra, cursor)
+    assert [again.run_config for again in answer.run_requests or ()] == [refresh_config()]
+    orchestra.tags = dict(request.tags)
+    orchestra.refresh()
+    assert said(tick("catalogue_sensor", orchestra, answer.cursor)) == "nothing has changed in any of 1"
+
+
+def add_run(orchestra: Orchestra, job: str, request: dg.RunRequest) -> dg.DagsterRun:
+    """The run that the daemon makes of a sensor's request, at work."""
+    status = dg.DagsterRunStatus.STARTED
+    return orchestra.instance.add_run(dg.DagsterRun(job, tags=dict(request.tags), status=status))
+
+
 def test_a_missing_folder_is_said_and_not_a_failed_tick(orchestra: Orchestra) -> None:
     """A sensor that fails every fifteen seconds fills a page with red for what one line says."""
     assert "NANOBANANA_CATALOGUE" in said(tick("catalogue_sensor", orchestra))
@@ -301,6 +328,23 @@ def test_a_report_follows_generation_once(orchestra: Orchestra) -> None:
     answer = tick("report_sensor", orchestra)
     assert len(answer.run_requests or ()) == 1
     assert said(tick("report_sensor", orchestra, answer.cursor)) == "nothing was generated since the last report"
+
+
+def test_a_report_that_did_not_come_to_its_end_is_made_again(
+    orchestra: Orchestra, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the pages show what was before, until something more is generated."""
+    orchestra.pipeline.write(rows(1))
+    orchestra.refresh()
+    orchestra.generate()
+    answer = tick("report_sensor", orchestra)
+    (request,) = answer.run_requests or ()
+    run = add_run(orchestra, "report_costs", request)
+    assert said(tick("report_sensor", orchestra, answer.cursor))
+    orchestra.instance.report_run_failed(run)
+    assert said(tick("report_sensor", orchestra, answer.cursor))
+    monkeypatch.setattr("nanobanana_pipeline.orchestration.sensors._REPEAT_S", 0.0)
+    assert len(tick("report_sensor", orchestra, answer.cursor).run_requests or ()) == 1
 
 
 # --- nightly_generation
