@@ -9,6 +9,7 @@ from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.orchestration.jobs import Jobs
 from nanobanana_pipeline.orchestration.maintenance import maintain_tables
 from nanobanana_pipeline.orchestration.names import Names
+from nanobanana_pipeline.orchestration.partitions import add_shards
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
 from nanobanana_pipeline.orchestration.sensors import start_shards
 
@@ -48,7 +49,7 @@ def build_schedules(names: Names, jobs: Jobs, nightly: str | None = None) -> tup
             yield result
             return
         for request in result.dynamic_partitions_requests or ():
-            context.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+            add_shards(context.instance, request.partitions_def_name, list(request.partition_keys))
         for request in result.run_requests or ():
             # A daemon that is started anew in the middle of a tick knows by the key what it has queued already; without
             # one, Dagster refuses the tick as soon as there is more than one run in it.

@@ -5,7 +5,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from sqlalchemy import make_url
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.orchestration.instance import end_dead_runs, free_dead_slots, prepare_home, sign_run
+from nanobanana_pipeline.orchestration.partitions import add_shards
 from nanobanana_pipeline.orchestration.run_tags import ENDED_TAG, Ended
 
 POOL = "nanobanana_api"
@@ -243,6 +246,26 @@ def report_success(instance: DagsterInstance, run: DagsterRun) -> None:
     """What a run's process says last."""
     event = DagsterEvent(DagsterEventType.PIPELINE_SUCCESS.value, run.job_name)
     instance.report_dagster_event(event, run.run_id)
+
+
+def test_two_that_make_the_same_partitions_at_once_both_go_on(tmp_path: Path) -> None:
+    """The catalogue's sensor and a person's click read a new file at the same time: one of the runs failed."""
+    home = str(prepare_home(tmp_path / "home"))
+    with DagsterInstance.from_config(home) as one, DagsterInstance.from_config(home) as other:
+        for number in range(10):
+            at_once = threading.Barrier(2)
+            shards = [f"cat{number}-{shard:06d}" for shard in range(50)]
+
+            def add(
+                instance: DagsterInstance, at_once: threading.Barrier = at_once, shards: list[str] = shards
+            ) -> list[str]:
+                at_once.wait()
+                return add_shards(instance, "shards", shards)
+
+            with ThreadPoolExecutor(2) as threads:
+                added = [shard for new in threads.map(add, (one, other)) for shard in new]
+            assert set(added) == set(shards)
+        assert len(one.get_dynamic_partitions("shards")) == 500
 
 
 def test_a_run_that_lives_keeps_its_slot(home: Path) -> None:
