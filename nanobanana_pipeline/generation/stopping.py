@@ -19,7 +19,8 @@ class StopSwitch:
     """Thrown once; whoever registered a callback is called, at once if it was thrown already."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # A signal may come to the very thread that holds it.
+        self._lock = threading.RLock()
         self._thrown = False
         self._callbacks: list[Callable[[], None]] = []
         self.signal_number: int | None = None

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -67,6 +68,8 @@ _REPORT_GRACE_S: Final = 8.0
 """As long for the pages, which the next run makes anew."""
 _STOP_LIMIT_S: Final = 60.0
 """Far beyond what a stop takes: after it the process ends in whatever state it is, as a crash would end it."""
+_WHOLE_STOP_LIMIT_S: Final = 2 * _STOP_LIMIT_S
+"""As long again for what comes after the threads' work; the ledger alone may be waited for for ten minutes there."""
 
 # Dagster's redirection of what steps print takes the whole process, its other threads and the terminal included.
 _NO_REDIRECTION: Final = {
@@ -221,7 +224,7 @@ class _Run:
             stop.signal_number = number
             stop.throw()
 
-        with stop.on_signals():
+        with stop.on_signals(), self._ended_in_time():
             before = signal.getsignal(signal.SIGHUP)
             if before is not signal.SIG_IGN:
                 signal.signal(signal.SIGHUP, hang_up)
@@ -229,6 +232,24 @@ class _Run:
                 yield
             finally:
                 signal.signal(signal.SIGHUP, before)
+
+    @contextmanager
+    def _ended_in_time(self) -> Generator[None]:
+        """See to it that a stop comes to an end, wherever the main thread waits then."""
+        limits: list[threading.Timer] = []
+
+        def begin() -> None:
+            if not limits:
+                limits.append(threading.Timer(_WHOLE_STOP_LIMIT_S, self._end_hard))
+                limits[0].daemon = True
+                limits[0].start()
+
+        with self._session.stop.calling(begin):
+            try:
+                yield
+            finally:
+                for limit in limits:
+                    limit.cancel()
 
     def _shares(self) -> list[Share]:
         order = self._order

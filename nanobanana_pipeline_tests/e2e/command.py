@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -88,10 +88,10 @@ class Place:
         }
         pq.write_table(pa.table(data), target)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a command; its output is piped."""
+    def start(self, *arguments: str, program: Sequence[str] = COMMAND[1:], **environment: str) -> subprocess.Popen[str]:
+        """Start a command; its output is piped. `program` is run by Python in place of `nanobanana`."""
         return subprocess.Popen(
-            [*self.within, *COMMAND, *arguments],
+            [*self.within, sys.executable, *program, *arguments],
             cwd=self.folder,
             env=self._environment(environment),
             stdin=subprocess.DEVNULL,

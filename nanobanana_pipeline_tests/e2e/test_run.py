@@ -118,6 +118,39 @@ def test_a_limit_counts_items_over_all_shards(place: tuple[Place, SimulatorProce
     assert len(set(submits(provider))) == 25
 
 
+# Somebody takes the ledger while the run plans, and it is told to stop before they give it back.
+HELD = """
+import signal, sqlite3, sys
+from nanobanana_pipeline.cli import program
+from nanobanana_pipeline.ledger import database
+from nanobanana_pipeline.orchestration import headless
+
+database.BUSY_TIMEOUT_S, headless._WHOLE_STOP_LIMIT_S = 0.1, 1.0
+person = sqlite3.connect(sys.argv.pop(), isolation_level=None)
+plan = headless.plan
+
+def plan_what_can_not_be_kept(*args):
+    planned = plan(*args)
+    person.execute("BEGIN IMMEDIATE")
+    signal.raise_signal(signal.SIGINT)
+    return planned
+
+headless.plan = plan_what_can_not_be_kept
+program()
+"""
+
+
+def test_a_stop_comes_to_an_end_while_the_ledger_is_waited_for(place: tuple[Place, SimulatorProcess]) -> None:
+    """Ctrl-C did nothing for as long as ten minutes: the main thread waited, and nobody followed the stop."""
+    here, provider = place
+    here.catalogue(prompts(2))
+    assert here.run("repair").code == 0
+    ended = finish(here.start("run", str(here.output / "ledger.sqlite"), program=("-c", HELD)))
+    assert ended.code == 128 + signal.SIGINT
+    assert "another program holds it" in ended.err
+    assert submits(provider) == []
+
+
 def test_a_wrong_key_ends_it_in_one_line_and_is_kept_nowhere(place: tuple[Place, SimulatorProcess]) -> None:
     """Nothing is charged, nobody is flooded, and the secret is in no file, log, table or Dagster record."""
     here, provider = place
