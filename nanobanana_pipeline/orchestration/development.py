@@ -25,6 +25,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from filelock import FileLock, Timeout
 
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.orchestration.run_tags import Ended
 
 _START_LIMIT_S: Final = 300.0
 """Ten seconds are usual; a busy machine has been seen to need two minutes."""
@@ -159,6 +160,8 @@ class DagsterDev:
                 for run in runs:
                     if run.run_id not in told:
                         told.add(run.run_id)
+                        # No word on its shard, which is gone on with when Dagster is there again.
+                        instance.add_run_tags(run.run_id, Ended.BY_A_SIGNAL.of(run.run_id))
                         _terminate(instance, run.run_id)
                 time.sleep(0.2)
 

@@ -46,6 +46,7 @@ from nanobanana_pipeline.orchestration.jobs import (
 from nanobanana_pipeline.orchestration.order import Order, Share, shares, shares_of
 from nanobanana_pipeline.orchestration.outcome import Outcome
 from nanobanana_pipeline.orchestration.resources import NanoBananaResource
+from nanobanana_pipeline.orchestration.run_tags import Ended
 from nanobanana_pipeline.orchestration.session import Session
 from nanobanana_pipeline.reporting.approval import Ruling, rule, save
 from nanobanana_pipeline.reporting.costs import publish_cost_daily, summary
@@ -351,11 +352,11 @@ class _Run:
 
     def _on_report(self, report: ShardReport) -> None:
         self._tallies[report.shard] = report.tally
-        if report.interrupted:
-            # Told before the interrupt reaches Dagster: only a run that is being canceled ends as canceled.
-            run = self._instance.get_run_by_id(self._run_of_shard[report.shard])
-            if run is not None:
-                self._instance.report_run_canceling(run)
+        stop = self._session.stop
+        if report.interrupted and stop.signal_number == signal.SIGINT and self._session.failure is None:
+            # Else it is no word on this shard: the machine shuts down, or another shard found the account empty.
+            run_id = self._run_of_shard[report.shard]
+            self._instance.add_run_tags(run_id, Ended.BY_A_PERSON.of(run_id))
 
     def _follow(
         self,

@@ -13,6 +13,8 @@ from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from filelock import FileLock
 
 from nanobanana_pipeline.orchestration.instance import prepare_home
+from nanobanana_pipeline.orchestration.shard_choice import End
+from nanobanana_pipeline.orchestration.shard_facts import end_of
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.e2e.command import ROOT, Place, finish
 from nanobanana_pipeline_tests.e2e.conftest import Dev, marked
@@ -41,6 +43,7 @@ def test_the_terminal_closes_on_a_run_in_progress(
         run = instance.get_run_by_id(run_id)
         assert run is not None
         assert run.status is DagsterRunStatus.CANCELED
+        assert end_of(run) is End.ABANDONED, "its shard would be left alone when Dagster is there again"
     assert here.query("SELECT status, count(*) AS n FROM results GROUP BY 1") == [{"status": "in_flight", "n": 8}]
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster import DagsterInstance, RunsFilter
 
 from nanobanana_pipeline.ledger.ledger import Ledger, Stamp
+from nanobanana_pipeline.orchestration.shard_choice import End
+from nanobanana_pipeline.orchestration.shard_facts import end_of
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.e2e.command import Place, billed, finish, submits
 
@@ -116,6 +119,28 @@ def test_a_limit_counts_items_over_all_shards(place: tuple[Place, SimulatorProce
     rest = here.run("run", "--json")
     assert rest.json["submitted"] == 7
     assert len(set(submits(provider))) == 25
+
+
+def test_only_ctrl_c_is_a_persons_word_on_the_shards(place: tuple[Place, SimulatorProcess]) -> None:
+    """`generation_sensor` leaves alone what a person stopped: neither a shutdown nor an empty account looks like it."""
+    here, provider = place
+    provider.set_faults([{"fault": "slow_task", "seconds": 3000}])
+    for number, sent, end in ((signal.SIGTERM, 30, End.ABANDONED), (signal.SIGINT, 45, End.STOPPED)):
+        here.catalogue(prompts(sent))
+        process = here.start("run")
+        provider.wait_for("accepted", sent, timeout_s=60)
+        assert finish(process, number=number).code == 128 + number
+        assert latest_ends(here, 2) == {end}
+    here.catalogue(prompts(60))
+    provider.set_faults([{"fault": "balance_403", "prompt": "a drawing of the number 59"}])
+    assert here.run("run").code == 1
+    assert latest_ends(here, 4) == {End.BROKEN, End.ABANDONED}
+
+
+def latest_ends(here: Place, count: int) -> set[End]:
+    """How the last runs of generation ended."""
+    with DagsterInstance.from_config(str(here.output / ".dagster")) as instance:
+        return {end_of(run) for run in instance.get_runs(RunsFilter(job_name="generate_images"), limit=count)}
 
 
 # Somebody takes the ledger while the run plans, and it is told to stop before they give it back.

@@ -175,18 +175,21 @@ class _Run:
         self.context.instance.add_run_tags(run_id, how.of(run_id))
 
     def _stopped(self) -> None:
-        """Note who stopped the run, and let it end as canceled.
+        """Note who stopped the run, unless whoever knows better has noted it already, and let it end as canceled.
 
         Dagster marks a run that a person stops before it tells it so. A signal from elsewhere comes unannounced, and
         Dagster would take its interruption for a failure.
         """
         run = self.context.instance.get_run_by_id(self.context.run.run_id)
+        noted = run is not None and Ended.noted_on(run) is not None
         if run is not None and run.status is DagsterRunStatus.CANCELING:
-            self._ended(Ended.BY_A_PERSON)
+            if not noted:
+                self._ended(Ended.BY_A_PERSON)
             return
         if run is not None and SENT_TAG in run.tags and self.context.instance.run_will_resume(run.run_id):
             return  # its worker was told to end: another goes on with the run
-        self._ended(Ended.BY_A_SIGNAL)
+        if not noted:
+            self._ended(Ended.BY_A_SIGNAL)
         self.context.instance.report_run_canceling(self.context.run, "A signal asked the run to stop.")
 
 
