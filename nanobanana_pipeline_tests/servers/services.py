@@ -32,23 +32,28 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 def leaving_nothing() -> Generator[None]:
     """Whatever the body starts, and whatever that starts, is gone at the end, however often a signal breaks in.
 
-    For a program's main thread: what children of children leave behind becomes this process's own.
+    For a program's main thread, at its end: it listens to no signal after it.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     try:
         yield
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        while children := _children():
-            for child in children:
+        while left := children():
+            for child in left:
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
                 with suppress(ChildProcessError):
                     os.waitpid(child, 0)
 
 
-def _children() -> list[int]:
+def adopt_orphans() -> None:
+    """From now on, what children of children leave behind is this process's own."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children() -> list[int]:
     """Those of all threads of this process; those too that are over and were not asked after."""
     found: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):
