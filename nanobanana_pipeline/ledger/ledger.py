@@ -164,8 +164,12 @@ class Ledger:
 
     def items_begun(self, shard: str, root_run_id: str) -> int:
         """How many items of the shard a run and its repetitions have sent already; see `work.items_begun`."""
-        with self.database.read() as connection:
-            return work.items_begun(connection, shard, root_run_id)
+
+        def read() -> int:
+            with self.database.read() as connection:
+                return work.items_begun(connection, shard, root_run_id)
+
+        return self.database.through_loss(read)
 
     def lease(self, shard: str, run_id: str, *, account: str = "", seconds: float = LEASE_S) -> Lease:
         """A lease on a shard, not yet acquired; what is sent under it counts against the limits of `account`."""

@@ -16,6 +16,8 @@ from typing import Final
 
 from typing_extensions import override
 
+from nanobanana_pipeline.errors import UserError
+
 _log: Final = logging.getLogger("nanobanana.ledger")
 _log.setLevel(logging.INFO)
 _lock: Final = threading.Lock()
@@ -32,17 +34,20 @@ _outages: Final[dict[str, _Outage]] = {}
 
 @contextmanager
 def waiting(place: str, why: str) -> Generator[None]:
-    """The body waits for the ledger at `place`; left by an exception, it has waited in vain."""
+    """The body waits for the ledger at `place`; left by a `UserError`, or told to end, it has waited in vain."""
     with _lock:
         first = place not in _outages
         outage = _outages.setdefault(place, _Outage())
         outage.waiting += 1
     if first:
         _log.warning("waiting for the ledger %s: %s", place, why)
-    came_back = False
+    came_back = True
     try:
         yield
-        came_back = True
+    except BaseException as error:
+        # What else goes wrong is the ledger's answer.
+        came_back = isinstance(error, Exception) and not isinstance(error, UserError)
+        raise
     finally:
         with _lock:
             outage.waiting -= 1
