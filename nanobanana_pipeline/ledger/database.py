@@ -121,24 +121,30 @@ class Database:
     def read(self) -> Generator[Connection]:
         """A read-only transaction on one consistent snapshot."""
         options = {"isolation_level": "REPEATABLE READ"} if self.dialect == "postgresql" else {}
-        connection, transaction = self.through_loss(lambda: self._begun(options))
+        connection, transaction = self.through_loss(lambda: self._connected(options))
         with connection, transaction:
             yield connection
 
     @contextmanager
     def write(self) -> Generator[Connection]:
         """A write transaction; on SQLite it holds the only write lock from its first statement on."""
-        connection, transaction = self.through_loss(lambda: self._begun({"nanobanana_write": True}))
+        connection, transaction = self.through_loss(lambda: self._connected({"nanobanana_write": True}))
         with connection, transaction:
             yield connection
 
-    def _begun(self, options: Mapping[str, Any]) -> tuple[Connection, Transaction]:
+    def _connected(self, options: Mapping[str, Any]) -> tuple[Connection, Transaction]:
         connection = self.engine.connect()
         try:
             return connection, connection.execution_options(**options).begin()
         except BaseException:
             connection.close()
             raise
+
+    @contextmanager
+    def begun(self, connection: Connection) -> Generator[None]:
+        """One more transaction on an open connection, which waits for whoever holds the lock it needs."""
+        with self.through_loss(connection.begin):
+            yield
 
     def through_loss(self, work: Callable[[], T]) -> T:
         """What `work` gives, which may be done twice; asked again while the database is out of reach.

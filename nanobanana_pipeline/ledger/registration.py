@@ -109,7 +109,7 @@ def register(
         database.large_cache(connection),
     ):
         writing = connection.execution_options(nanobanana_write=True)
-        with writing.begin():
+        with database.begun(writing):
             writing.exec_driver_sql("DROP TABLE IF EXISTS seen_items")
             writing.exec_driver_sql("CREATE TEMPORARY TABLE seen_items (item_id TEXT PRIMARY KEY)")
             insert = database.upsert(_catalogues).values(catalogue=catalogue, next_position=0)
@@ -128,7 +128,7 @@ def register(
                 report.add(through_deadlocks(enter))
         if complete() and not new:
             report.add(through_deadlocks(partial(_deactivate_unseen, database, writing, catalogue)))
-        with writing.begin():
+        with database.begun(writing):
             writing.exec_driver_sql("DROP TABLE seen_items")
     return report
 
@@ -184,7 +184,7 @@ def _register_batch(
     new: bool,
 ) -> Registration:
     """Enter a batch, in a transaction of its own; what it brought. Of a `new` catalogue no item is looked for."""
-    with connection.begin():
+    with database.begun(connection):
         report = Registration(catalogue)
         identities = _enter(database, connection, batch, report, default_resolution, shard_size, new=new)
         if not new:
@@ -417,7 +417,7 @@ def _deactivate_unseen(database: Database, connection: Connection, catalogue: st
         _items.c.active,
         ~sa.select(_seen.c.item_id).where(_seen.c.item_id == _items.c.item_id).exists(),
     )
-    with connection.begin():
+    with database.begun(connection):
         shards = set(connection.execute(sa.select(_items.c.shard).where(unseen).distinct()).scalars())
         removed = connection.execute(_items.update().where(unseen).values(active=False)).rowcount
         count_change(database, connection)

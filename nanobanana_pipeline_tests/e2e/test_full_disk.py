@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_pipeline.simulator.process import SimulatorProcess
-from nanobanana_pipeline_tests.e2e.command import Place, billed, submits
+from nanobanana_pipeline_tests.e2e.command import Place, billed, finish, submits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -52,3 +52,30 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert sum(path.is_file() for path in images.rglob("*")) == _PROMPTS
     assert len(submits(provider)) == _PROMPTS
     assert after.json["total"]["cost_usd"] == str(billed(provider))
+
+
+# Waits two seconds for room, where a person has ten minutes.
+_IMPATIENT = """
+from nanobanana_pipeline.cli import program
+from nanobanana_pipeline.ledger import database
+
+database.LOSS_PATIENCE_S = 2.0
+program()
+"""
+
+
+def test_a_disk_that_is_full_with_the_books_on_it_is_one_line(
+    tmp_path: Path, simulator: Callable[..., SimulatorProcess]
+) -> None:
+    """As everybody has it: images, ledger and Dagster's state in one folder. It was called a defect of ours."""
+    provider = simulator(latency=0.05, cached_picture=True, picture_bytes=_PICTURE_BYTES)
+    here = Place.with_provider(tmp_path, provider)
+    here.catalogue({f"p{n}": f"picture {n}" for n in range(_PROMPTS)})
+    here.output.mkdir(parents=True)
+    small_disk = (*_ON_A_SMALL_DISK, str(here.output))
+    if not _can_be_had(small_disk):
+        pytest.skip("no mount namespaces here: a small disk can't be had")
+    ended = finish(replace(here, within=small_disk).start("run", program=("-c", _IMPATIENT)))
+    assert ended.code == 1
+    assert "defect" not in ended.err
+    assert "room" in ended.only_line

@@ -12,7 +12,9 @@ import sqlalchemy as sa
 
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.database import Database, LedgerLostError
+from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.outages import told
+from nanobanana_pipeline_tests.ledger import books
 
 SOON_S = 10
 
@@ -57,6 +59,23 @@ def test_who_holds_the_ledger_is_waited_for_and_all_threads_say_it_once(
                 entry.result(SOON_S)
     assert "is back" in lines.get(timeout=SOON_S)
     assert lines.empty()
+
+
+def test_a_catalogue_is_entered_once_the_ledger_is_given_back(
+    ledger: Database, tmp_path: Path, lines: SimpleQueue[str]
+) -> None:
+    """It was a traceback, after a minute: a million rows take another process as long."""
+    with (
+        Ledger(str(ledger.engine.url)) as opened,
+        closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None, check_same_thread=False)) as person,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        person.execute("BEGIN IMMEDIATE")
+        entered = thread.submit(books.enter, opened, [books.prompt("a")])
+        assert "another program holds it" in lines.get(timeout=SOON_S)
+        person.execute("ROLLBACK")
+        entered.result(SOON_S)
+        assert len(opened.shard_work()) == 1
 
 
 def test_a_full_disk_is_told_of_and_that_there_is_room_again(ledger: Database, lines: SimpleQueue[str]) -> None:
