@@ -160,8 +160,9 @@ class DagsterDev:
                 for run in runs:
                     if run.run_id not in told:
                         told.add(run.run_id)
-                        # No word on its shard, which is gone on with when Dagster is there again.
-                        instance.add_run_tags(run.run_id, Ended.BY_A_SIGNAL.of(run.run_id))
+                        if run.status is not dg.DagsterRunStatus.CANCELING:
+                            # No word on its shard, which is gone on with when Dagster is there again.
+                            instance.add_run_tags(run.run_id, Ended.BY_A_SIGNAL.of(run.run_id))
                         _terminate(instance, run.run_id)
                 time.sleep(0.2)
 
