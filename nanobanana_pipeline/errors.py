@@ -7,9 +7,12 @@ its message as a single line and exits with 1. Anything else that escapes is a d
 import errno
 import os
 import re
+import sqlite3
 from typing import Final
 
 _THEIR_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+# The second is what SQLite says when there is no room for the files beside its own.
+_OF_SQLITE: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 # Delta is written in Rust, whose errors arrive without a number of their own.
 _OF_RUST: Final = re.compile(r"\(os error (\d+)\)")
 
@@ -22,13 +25,20 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
-def disk_trouble(error: OSError) -> UserError | None:
+def disk_trouble(error: Exception) -> UserError | None:
     """What to say of a disk that is full or can't be written to; None for any other trouble."""
-    said = _OF_RUST.search(str(error))
-    number = error.errno or (int(said[1]) if said else 0)
-    if number not in _THEIR_DISK:
+    # SQLite's own, the ledger's as Dagster's, comes wrapped by SQLAlchemy.
+    of_sqlite: Exception = getattr(error, "orig", error)
+    if getattr(of_sqlite, "sqlite_errorcode", 0) & 0xFF in _OF_SQLITE:
+        what = f"{of_sqlite}: the disk"
+    elif isinstance(error, OSError):
+        said = _OF_RUST.search(str(error))
+        number = error.errno or (int(said[1]) if said else 0)
+        if number not in _THEIR_DISK:
+            return None
+        what = f"{os.strerror(number)}: {error.filename or 'the disk'}"
+    else:
         return None
     return UserError(
-        f"{os.strerror(number)}: {error.filename or 'the disk'}; make room or give access, and run it again: what was "
-        "paid for is in the ledger, and is finished then"
+        f"{what}; make room or give access, and run it again: what was paid for is in the ledger, and is finished then"
     )

@@ -9,7 +9,7 @@ from typing_extensions import override
 MOST = Decimal(1_000_000)
 
 
-class Dollars(click.ParamType):
+class Dollars(click.ParamType[Decimal]):
     """So many US dollars, from `least` on; what is no such amount is said in a line."""
 
     name = "usd"

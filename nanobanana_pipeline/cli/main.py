@@ -155,7 +155,7 @@ def _ended_by(error: BaseException) -> int:
             complain(f"{error.format_message().rstrip('.')}; see {where} --help")
         case UserError():
             complain(str(error))
-        case OSError() if (trouble := disk_trouble(error)) is not None:
+        case Exception() if (trouble := disk_trouble(error)) is not None:
             complain(str(trouble))
         case _:
             from nanobanana_pipeline.cli.defects import keep

@@ -34,14 +34,14 @@ def dev(port: int, host: str, workspace: Path | None) -> None:
     from nanobanana_pipeline.orchestration.development import DagsterDev
     from nanobanana_pipeline.orchestration.resources import SIMULATOR_FOLDER
     from nanobanana_pipeline.settings import load_settings
-    from nanobanana_pipeline.simulator.shared import shared_simulator, wait_for_end
+    from nanobanana_pipeline.simulator.shared import shared_simulator
 
     settings = environment.show_the_sample(load_settings())
     home = environment.set_dagster_home(settings)
     log = environment.local_output(settings) / "logs" / "dev.log"
     with ExitStack() as stack:
         # Last of all: it belongs to nobody, but whoever started it may be a run of ours.
-        stack.callback(wait_for_end, SIMULATOR_FOLDER)
+        stack.callback(_wait_for_simulator, SIMULATOR_FOLDER)
         if settings.simulated:
             # One provider for all runs, for as long as the pages are open.
             stack.enter_context(shared_simulator(SIMULATOR_FOLDER))
@@ -51,6 +51,15 @@ def dev(port: int, host: str, workspace: Path | None) -> None:
         stack.callback(note, "stopping the runs, then Dagster …")
         note(f"open {services.url} (everything is kept in {environment.local_output(settings)}); Ctrl-C ends it")
         services.wait()
+
+
+def _wait_for_simulator(folder: str) -> None:
+    from nanobanana_pipeline.orchestration.development import unbroken
+    from nanobanana_pipeline.simulator.shared import wait_for_end
+
+    # A second, whoever is in a hurry: nothing may be left behind.
+    with unbroken():
+        wait_for_end(folder)
 
 
 @click.command(short_help="Work on runs, on this machine, for a Dagster elsewhere.")

@@ -87,7 +87,7 @@ class DagsterDev:
         if self._workspace is None:
             workspace.write_text(_WORKSPACE)
         # Unbroken: a process that was started, and is not known yet, would never be ended.
-        with self._log.open("ab") as log, _unbroken():
+        with self._log.open("ab") as log, unbroken():
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [
                     *(sys.executable, "-m", "dagster", "dev", "--workspace", str(workspace)),
@@ -203,7 +203,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     try:
         _end_group_by(signal.SIGTERM, process)
     finally:
-        with _unbroken():
+        with unbroken():
             _end_group_by(signal.SIGKILL, process)
 
 
@@ -220,7 +220,7 @@ def _end_group_by(number: int, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _unbroken() -> Generator[None]:
+def unbroken() -> Generator[None]:
     """Let signals wait that would end this process in the middle of the body."""
     came: list[int] = []
 

@@ -74,19 +74,20 @@ def test_told_to_end_in_the_middle_of_its_start_and_once_more_it_leaves_nothing(
     mark = f"{tmp_path.name}_in_its_start"
     here = Place(tmp_path, {"NANOBANANA_TEST_MARK": mark, "DAGSTER_HOME": str(tmp_path / "home")})
     here.catalogue({"fox": "a fox"})
-    process = here.start("dev", "--port", str(free_port()))
-    assert process.stderr is not None
-    said = iter(process.stderr)
-    assert any("starting Dagster" in line for line in said)
-    ends = time.monotonic() + 60
-    while not any("dagster" in command and "grpc" in command for command in marked(mark)):
-        assert time.monotonic() < ends
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
-        process.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.3)
-    assert process.wait(60) in {128 + signal.SIGTERM, 128 + signal.SIGINT}
-    assert "Traceback" not in "".join(said)
+    with here.start("dev", "--port", str(free_port())) as process:
+        assert process.stderr is not None
+        said = iter(process.stderr)
+        assert any("starting Dagster" in line for line in said)
+        ends = time.monotonic() + 60
+        while not any("dagster" in command and "grpc" in command for command in marked(mark)):
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.3)
+        assert process.wait(60) in {128 + signal.SIGTERM, 128 + signal.SIGINT}
+        assert "Traceback" not in "".join(said)
     assert marked(mark) == []
 
 

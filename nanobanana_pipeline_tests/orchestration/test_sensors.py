@@ -152,7 +152,7 @@ def test_a_reading_that_did_not_come_to_its_end_is_started_again(
     """Ctrl-C in `nanobanana dev` just after a file was dropped in: it was never read, until someone touched it."""
     orchestra.pipeline.write(rows(1))
     cursor = tick("catalogue_sensor", orchestra).cursor
-    (request,) = tick("catalogue_sensor", orchestra, cursor).run_requests or ()
+    (request,) = tick("catalogue_sensor", orchestra, cursor).run_requests or []
     cursor = tick("catalogue_sensor", orchestra, cursor).cursor
     run = add_run(orchestra, "refresh_catalogue", request)
     assert said(tick("catalogue_sensor", orchestra, cursor)) == "nothing has changed in any of 1"
@@ -338,7 +338,7 @@ def test_a_report_that_did_not_come_to_its_end_is_made_again(
     orchestra.refresh()
     orchestra.generate()
     answer = tick("report_sensor", orchestra)
-    (request,) = answer.run_requests or ()
+    (request,) = answer.run_requests or []
     run = add_run(orchestra, "report_costs", request)
     assert said(tick("report_sensor", orchestra, answer.cursor))
     orchestra.instance.report_run_failed(run)

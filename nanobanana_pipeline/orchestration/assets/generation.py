@@ -162,7 +162,7 @@ class _Run:
             self._ended(Ended.FOR_AN_APPROVAL if isinstance(error, ApprovalNeededError) else Ended.BY_AN_ERROR)
             self.session.failed(error)
             raise
-        except OSError as error:
+        except Exception as error:
             trouble = disk_trouble(error)
             if trouble is None:
                 raise
