@@ -143,36 +143,41 @@ def latest_ends(here: Place, count: int) -> set[End]:
         return {end_of(run) for run in instance.get_runs(RunsFilter(job_name="generate_images"), limit=count)}
 
 
-# Somebody takes the ledger while the run plans, and it is told to stop before they give it back.
-HELD = """
-import signal, sqlite3, sys
+# The ledger goes away while the run plans, and it is told to stop before that is back.
+LOST = """
+import os, signal, sys
+from sqlalchemy import make_url
 from nanobanana_pipeline.cli import program
-from nanobanana_pipeline.ledger import database
 from nanobanana_pipeline.orchestration import headless
+from nanobanana_pipeline_tests.servers.proxy import Proxy
 
-database.BUSY_TIMEOUT_S, headless._WHOLE_STOP_LIMIT_S = 0.1, 1.0
-person = sqlite3.connect(sys.argv.pop(), isolation_level=None)
-plan = headless.plan
+headless._WHOLE_STOP_LIMIT_S = 1.0
+plan, url = headless.plan, make_url(sys.argv.pop())
 
-def plan_what_can_not_be_kept(*args):
+def plan_for_nothing(*args):
     planned = plan(*args)
-    person.execute("BEGIN IMMEDIATE")
+    wire.cut()
     signal.raise_signal(signal.SIGINT)
     return planned
 
-headless.plan = plan_what_can_not_be_kept
-program()
+headless.plan = plan_for_nothing
+with Proxy(url.port or 5432) as wire:
+    through_wire = url.set(host="127.0.0.1", port=wire.port)
+    os.environ["NANOBANANA_LEDGER_URL"] = through_wire.render_as_string(hide_password=False)
+    program()
 """
 
 
-def test_a_stop_comes_to_an_end_while_the_ledger_is_waited_for(place: tuple[Place, SimulatorProcess]) -> None:
+@pytest.mark.postgres
+def test_a_stop_comes_to_an_end_while_the_ledger_is_waited_for(
+    place: tuple[Place, SimulatorProcess], postgres_url: str
+) -> None:
     """Ctrl-C did nothing for as long as ten minutes: the main thread waited, and nobody followed the stop."""
     here, provider = place
     here.catalogue(prompts(2))
-    assert here.run("repair").code == 0
-    ended = finish(here.start("run", str(here.output / "ledger.sqlite"), program=("-c", HELD)))
+    ended = finish(here.start("run", postgres_url, program=("-c", LOST)))
     assert ended.code == 128 + signal.SIGINT
-    assert "another program holds it" in ended.err
+    assert "bring it back" in ended.err
     assert submits(provider) == []
 
 
