@@ -112,6 +112,7 @@ def test_a_pulse_beats_and_ends_with_the_run(
     with beating(instance, run.run_id, first):
         while (last := Pulse.read(instance, run.run_id)) is None or last.beat < 2:
             pass
+        monkeypatch.setattr(pulses, "BEAT_S", 5.0)  # the run's end and the pulse's are not a beat apart
         instance.report_run_failed(now_is(instance, run))
     assert Pulse.read(instance, run.run_id) is None
 
@@ -141,6 +142,23 @@ def test_a_stop_reaches_the_worker_by_the_runs_own_mark(
         with beating(instance, run.run_id, first):
             assert instance.run_launcher.terminate(run.run_id)
             assert now_is(instance, run).status is DagsterRunStatus.CANCELING
+            assert told.wait(30)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_that_somebody_else_has_ended_is_let_go(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person marked it as over without a word to the worker, which would go on."""
+    monkeypatch.setattr(pulses, "BEAT_S", 0.01)
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        first = claim(instance, run.run_id, "")
+        assert first is not None
+        with beating(instance, run.run_id, first):
+            instance.report_run_canceled(now_is(instance, run))
             assert told.wait(30)
     finally:
         signal.signal(signal.SIGTERM, before)

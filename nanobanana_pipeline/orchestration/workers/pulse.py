@@ -127,6 +127,7 @@ class _Heart(threading.Thread):
         self._pulse = pulse
         self._over = threading.Event()
         self._told = False
+        self._seen_over = False
 
     def run(self) -> None:
         while not self._over.wait(BEAT_S):
@@ -148,8 +149,11 @@ class _Heart(threading.Thread):
                 return False
             self._pulse = last  # a beat whose acknowledgement was lost
         run = self._instance.get_run_by_id(self._run_id)
-        if run is not None and (run.status is DagsterRunStatus.CANCELING or run.is_finished):
+        over = run is not None and run.is_finished
+        # Over at two beats: ended by somebody else. At one it may be this worker's own end, a moment ago.
+        if run is not None and (run.status is DagsterRunStatus.CANCELING or (over and self._seen_over)):
             self._interrupt()
+        self._seen_over = over
         return True
 
     def _interrupt(self) -> None:
