@@ -189,10 +189,11 @@ def test_a_killed_workers_run_is_carried_on_once(workshop: Workshop) -> None:
     workshop.wait_for(lambda: len(workshop.begun) > before)
     workshop.launch(second)
     workshop.worker.kill()
-    run = workshop.now(first)
-    assert workshop.launcher.check_run_worker_health(run).status is WorkerStatus.FAILED
-    workshop.launcher.resume_run(ResumeRunContext(dagster_run=run, workspace=None, resume_attempt_number=1))
     workshop.worker.start()
+    run = workshop.now(first)
+    # The process that worked on it may outlive the one that started it by a moment.
+    workshop.wait_for(lambda: workshop.launcher.check_run_worker_health(run).status is WorkerStatus.FAILED)
+    workshop.launcher.resume_run(ResumeRunContext(dagster_run=run, workspace=None, resume_attempt_number=1))
     workshop.let_go(first, second.run_id)
     workshop.wait_for_status(DagsterRunStatus.SUCCESS, first, second.run_id)
     assert sorted(workshop.begun[before:]) == sorted([first, first, second.run_id])
