@@ -35,7 +35,7 @@ _requests = schema.requests
 _catalogues = schema.catalogues
 
 # Each commit writes most pages of the indexes by hash, which have no order. With commits that grow with what is there
-# already, a million rows are written a dozen times over instead of hundreds, and a small catalogue needs little
+# already, a million rows are written some fifteen times over instead of hundreds, and a small catalogue needs little
 # memory. A commit of the most holds engines up for a second or two.
 _PROMPTS_A_COMMIT = (4_000, 32_000)
 _COMMIT_SHARE = 4
