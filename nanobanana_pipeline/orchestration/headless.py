@@ -32,6 +32,7 @@ from nanobanana_pipeline.generation.staleness import COMPARED
 from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.work import ShardWork, first_to_begin, items_named
+from nanobanana_pipeline.memory import give_back
 from nanobanana_pipeline.orchestration.command_log import log_file, logging_to
 from nanobanana_pipeline.orchestration.definitions import build_defs
 from nanobanana_pipeline.orchestration.event_log import kept_open
@@ -174,6 +175,7 @@ class _Run:
         self._mend_tables(current=known is not None)
         names = None if self._order.catalogue is None else [self._order.catalogue]
         self._step(REFRESH_CATALOGUE, "reading the catalogue", _CATALOGUE_GRACE_S, refresh_config(names))
+        give_back()
         refusal: UserError | None = None
         # Nothing to make needs no plan: to make one, all of the catalogue is read.
         if self._going_on and (parts := self._shares()):
