@@ -80,10 +80,10 @@ class ImageHere(ManyMachines):
     def health(self, service: str) -> int:
         """The exit code of a service's health check."""
         check = services()[service].get("healthcheck", {}).get("test")
-        words = check[1:] if check else json.loads(instructions("CMD")[0])
+        words = check[1:] if check else json.loads(instructions("HEALTHCHECK")[0].partition(" CMD ")[2])
         program = next(program for program in self.programs if program.name == service)
         done = subprocess.run(
-            self._here(words), env=os.environ | dict(program.environment), cwd=program.folder, check=False
+            self._here(words), env=os.environ | dict(program.environment), cwd=program.folder, check=False, timeout=60
         )
         return done.returncode
 

@@ -65,8 +65,7 @@ def children() -> list[int]:
 def free_port() -> int:
     """A port that nobody listens on now, and that no system gives to whoever asks for any.
 
-    A server that needs a while to start found another on its port, and as gRPC shares ports, half of its requests were
-    answered there.
+    A server that needs a while to start may find another on its port; gRPC's even share it, and answer half each.
     """
     while True:
         port = random.randint(*_PORTS)
