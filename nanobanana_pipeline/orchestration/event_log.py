@@ -85,6 +85,8 @@ class _Files:
             known.add(name)
         if new and self._empty is None:
             with engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._empty = path.read_bytes()
+                busy, *_ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+            # Somebody looks at this run already: then a part of the file is still beside it, and the next will do.
+            if not busy:
+                self._empty = path.read_bytes()
         return engine
