@@ -103,7 +103,7 @@ class PollSchedule:
     def shared(cls, ledger: str, model: str, history: Callable[[], dict[str, list[float]]]) -> "PollSchedule":
         """The one that all shards at work in this process go by; made from the ledger's `history` by the first.
 
-        Each with its own learnt the same anew, by early questions that a third of all polls were.
+        With one for each shard, each would send scouts of its own to learn the same.
         """
         with cls._opening:
             schedule = cls._open.get((ledger, model))

@@ -231,14 +231,15 @@ class Database:
         if self.dialect != "sqlite":
             yield
             return
-        with connection.begin():
-            connection.exec_driver_sql(f"PRAGMA cache_size=-{_LARGE_CACHE_KB}")
+        # Past SQLAlchemy, which would begin a transaction: the end of this must wait for nobody's lock.
+        cursor = connection.connection.cursor()
+        cursor.execute(f"PRAGMA cache_size=-{_LARGE_CACHE_KB}")
         try:
             yield
         finally:
-            with connection.begin():
-                connection.exec_driver_sql(f"PRAGMA cache_size=-{_CACHE_KB}")
-                connection.exec_driver_sql("PRAGMA shrink_memory")
+            cursor.execute(f"PRAGMA cache_size=-{_CACHE_KB}")
+            cursor.execute("PRAGMA shrink_memory")
+            cursor.close()
 
     def dispose(self) -> None:
         """Close every pooled connection."""

@@ -334,7 +334,7 @@ class _Run:
         if not result.success and self._session.failure is None and not self._session.stop.thrown:
             self._failed(result, shard or job)
         del result
-        # A run of Dagster's leaves cycles of half a megabyte: with hundreds of shards they were most of the memory.
+        # A run of Dagster's leaves cycles behind, and the collector comes seldom (`memory`).
         gc.collect()
 
     def _failed(self, result: dg.ExecuteInProcessResult, what: str) -> None:

@@ -129,39 +129,37 @@ def test_a_worker_that_ends_before_its_run_says_so(instance: dg.DagsterInstance,
     assert last.surely_dead
 
 
-def test_a_stop_reaches_the_worker_by_the_runs_own_mark(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No broker is needed for it, and no worker misses it because it was not listening."""
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Set when this process is told to end; pulses are quick meanwhile."""
     monkeypatch.setattr(pulses, "BEAT_S", 0.01)
     told = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        first = claim(instance, run.run_id, "")
-        assert first is not None
-        with beating(instance, run.run_id, first):
-            assert instance.run_launcher.terminate(run.run_id)
-            assert now_is(instance, run).status is DagsterRunStatus.CANCELING
-            assert told.wait(30)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    yield told
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_stop_reaches_the_worker_by_the_runs_own_mark(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, told: threading.Event
+) -> None:
+    """No broker is needed for it, and no worker misses it because it was not listening."""
+    first = claim(instance, run.run_id, "")
+    assert first is not None
+    with beating(instance, run.run_id, first):
+        assert instance.run_launcher.terminate(run.run_id)
+        assert now_is(instance, run).status is DagsterRunStatus.CANCELING
+        assert told.wait(30)
 
 
 def test_a_run_that_somebody_else_has_ended_is_let_go(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, monkeypatch: pytest.MonkeyPatch
+    instance: dg.DagsterInstance, run: dg.DagsterRun, told: threading.Event
 ) -> None:
     """A person marked it as over without a word to the worker, which would go on."""
-    monkeypatch.setattr(pulses, "BEAT_S", 0.01)
-    told = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        first = claim(instance, run.run_id, "")
-        assert first is not None
-        with beating(instance, run.run_id, first):
-            instance.report_run_canceled(now_is(instance, run))
-            assert told.wait(30)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    first = claim(instance, run.run_id, "")
+    assert first is not None
+    with beating(instance, run.run_id, first):
+        instance.report_run_canceled(now_is(instance, run))
+        assert told.wait(30)
 
 
 def test_a_run_that_nobody_has_taken_is_stopped_at_once(
