@@ -140,6 +140,8 @@ def watch(tab: Pages) -> None:
     tab.keep("backfill")
     tab.page.get_by_role("tab", name="Runs").or_(tab.page.get_by_role("link", name="Runs", exact=True)).last.click()
     tab.run_of(MADE).wait_for()
+    # An asset's page shows what came last: a run that ends after the stop would take the place of what the stop left.
+    tab.shows(SUCCESS, within_s=180)
     tab.keep("runs")
     tab.run_of(STOPPED).click()
     # All but what hangs is done, as far as the run's log says.
