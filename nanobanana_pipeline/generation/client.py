@@ -145,6 +145,8 @@ class HttpProvider:
         self._download_bounds = bounds(
             connect_s=within.connect_s, idle_s=within.idle_s, most_bytes=spec.limits.max_image_bytes
         )
+        # A task is asked about several times in the same words, and to make a request takes as long as to parse one.
+        self._questions: dict[str, httpx.Request] = {}
         self._api: Transport | None = None
         self._images: Transport | None = None
 
@@ -199,14 +201,20 @@ class HttpProvider:
 
     async def poll(self, task_id: str) -> Polled | PollError:
         """Ask how a task is."""
-        url = self._task_url.replace("{id}", quote(task_id, safe=""))
+        message = self._questions.get(task_id)
+        if message is None:
+            url = self._task_url.replace("{id}", quote(task_id, safe=""))
+            message = self._questions[task_id] = _question(url, self._poll_headers, self._poll_bounds)
         try:
-            answer = await self._ask(_question(url, self._poll_headers, self._poll_bounds))
+            answer = await self._ask(message)
         except _UnreadableSuccessError as error:
             return PollError(ErrorKind.RETRYABLE, str(error), error.status)
         except (NeverSentError, MaybeSentError) as error:
             return PollError(ErrorKind.RETRYABLE, f"{self.origin}: {error}")
-        return wire.parse_poll(answer.status_code, answer.headers, answer.content, self._spec, scrub=self._scrub)
+        polled = wire.parse_poll(answer.status_code, answer.headers, answer.content, self._spec, scrub=self._scrub)
+        if isinstance(polled, Polled) and polled.task.state != "running":
+            self._questions.pop(task_id, None)
+        return polled
 
     async def download(self, url: str) -> Downloaded | DownloadError:
         """Fetch a result, whole, exactly as sent, without the token; each of up to five redirects meets the host rules.

@@ -8,7 +8,7 @@ the first.
 # pyright: reportUnknownParameterType=false
 # pyarrow ships no types.
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import islice
 from typing import Any, Final
@@ -49,27 +49,26 @@ def publish_shard(workspace: Workspace, shard: str) -> None:
     """
     refuse_older_ledger(workspace, [shard])
 
-    def read() -> tuple[list[ItemStatement], list[Any]]:
+    def read() -> dict[str, Iterable[Row]]:
         with workspace.ledger.database.read() as connection:
-            return statement.shard_statement(connection, shard)
+            items, attempts = statement.shard_statement(connection, shard)
+        return {
+            "attempts": map(attempt_row, attempts),
+            "images": (row for item in items for row in image_rows(item)),
+            "results": map(result_row, items),
+        }
 
-    makers: dict[str, Callable[[], Iterable[Row]]] = {
-        "attempts": lambda: map(attempt_row, read()[1]),
-        "images": lambda: (row for item in read()[0] for row in image_rows(item)),
-        "results": lambda: map(result_row, read()[0]),
-    }
-    for name, make in makers.items():
-        replace_rows(workspace, name, {"shard": shard}, make)
+    _replace(workspace, ("attempts", "images", "results"), {"shard": shard}, read)
 
 
 def publish_prompts(workspace: Workspace, catalogue: str) -> None:
     """Write a catalogue's rows of `prompts` as the ledger has them now."""
 
-    def make() -> Iterable[Row]:
+    def rows() -> Iterable[Row]:
         with workspace.ledger.database.read() as connection:
             yield from map(prompt_row, statement.prompts(connection, catalogue))
 
-    replace_rows(workspace, "prompts", {"catalogue": catalogue}, make)
+    replace_rows(workspace, "prompts", {"catalogue": catalogue}, rows)
 
 
 def replace_rows(workspace: Workspace, name: str, where: dict[str, str], make: Callable[[], Iterable[Row]]) -> None:
@@ -78,14 +77,26 @@ def replace_rows(workspace: Workspace, name: str, where: dict[str, str], make: C
     `make` is called again when another writer was there first. Rows pass through in batches: memory does not grow with
     them.
     """
+    _replace(workspace, (name,), where, lambda: {name: make()})
+
+
+def _replace(
+    workspace: Workspace, names: Sequence[str], where: dict[str, str], read: Callable[[], dict[str, Iterable[Row]]]
+) -> None:
+    """The same for several tables by one reading of the ledger, in the order of their names."""
+    tables = workspace.tables
     for _ in range(_TRIES):
-        version = workspace.tables.version(name)
+        # All versions before the reading: no writer that read later can have come between.
+        versions = {name: tables.version(name) for name in names}
+        rows = read()
         try:
-            workspace.tables.replace(name, to_batches(name, make()), where, expected_version=version)
+            for name in names:
+                tables.replace(name, to_batches(name, rows[name]), where, expected_version=versions[name])
         except Conflict:
+            # From the first table on: rows of `results` that were read later than those of `images` may lack theirs.
             continue
         return
-    raise RuntimeError(f"table {name} kept changing under {_TRIES} tries to write {where or 'all of it'}")
+    raise RuntimeError(f"tables {', '.join(names)} kept changing under {_TRIES} tries to write {where or 'all of it'}")
 
 
 def to_batches(name: str, rows: Iterable[Row]) -> pa.RecordBatchReader:

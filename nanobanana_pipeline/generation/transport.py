@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import aiohttp
 import httpx
 from aiohttp.client import ClientResponse, ClientSession
+from multidict import CIMultiDict
 from yarl import URL
 
 from nanobanana_pipeline.generation.hosts import RefusedAddressError, SocketFactory
@@ -113,11 +114,12 @@ class Transport(httpx.AsyncBaseTransport):
         fault: BodyError | None = None
         try:
             async with asyncio.timeout(allowed["whole_s"]):
+                where, headers = _translated(request)
                 with _plain_errors():
                     response = await self._session.request(
                         request.method,
-                        _where(request.url),
-                        headers=request.headers,
+                        where,
+                        headers=headers,
                         data=request.content or None,
                         allow_redirects=False,
                         timeout=_timeout(**allowed["timeout"]),
@@ -145,6 +147,16 @@ class Transport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close every connection."""
         await self._session.close()
+
+
+def _translated(request: httpx.Request) -> tuple[URL, CIMultiDict[str]]:
+    """Its URL and headers as aiohttp has them; kept with it, as the same request is sent again for each poll."""
+    found = request.extensions.get("translated")
+    if found is None:
+        # As httpx's own mapping, aiohttp would look each name up, and decode all of them for each.
+        found = _where(request.url), CIMultiDict(request.headers.multi_items())
+        request.extensions["translated"] = found
+    return found
 
 
 def _where(url: httpx.URL) -> URL:

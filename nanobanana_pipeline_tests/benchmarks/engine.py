@@ -28,7 +28,7 @@ CONTENDERS: Final = {
 }
 _PEERS: Final = ("floor", "bare", "gather", "threads")
 _IN_FLIGHT: Final = 1000
-_SIGMA: Final = 0.25
+_SIGMA: Final = 0.15
 _GAP: Final = 0.4
 """The peers' gap between polls, as a share of the median latency: it makes about three polls an item."""
 
