@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing_extensions import override
 
 from nanobanana_pipeline.orchestration.instance import WORKER_TAG, prepare_home
 from nanobanana_pipeline_tests.servers.dagster_pages import DagsterPages
+from nanobanana_pipeline_tests.servers.services import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,9 +35,7 @@ class DagsterDev(DagsterPages):
             text = self._workspace.read_text().replace("nanobanana_pipeline.definitions", module)
             self._workspace = home / "workspace.yaml"
             self._workspace.write_text(text)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port: int = free.getsockname()[1]
+        self._port = free_port()
         super().__init__(f"http://127.0.0.1:{self._port}")
         self._process: subprocess.Popen[bytes]
 

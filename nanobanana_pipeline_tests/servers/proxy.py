@@ -6,6 +6,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from nanobanana_pipeline_tests.servers.services import free_port
+
 
 class Proxy:
     """Leads to `port` of `host`; a context manager. `cut` ends every connection and takes no new one."""
@@ -16,7 +18,8 @@ class Proxy:
         self._lock = threading.Lock()
         self._last_words: bytes | None = None
         self._listener: socket.socket | None = None
-        self.port = 0
+        # One that no system gives away while it is cut.
+        self.port = free_port()
 
     def __enter__(self) -> Self:
         self.restore()
@@ -49,7 +52,6 @@ class Proxy:
     def restore(self) -> None:
         """Take connections again, on the same port."""
         listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = listener.getsockname()[1]
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 

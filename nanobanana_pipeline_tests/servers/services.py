@@ -67,8 +67,10 @@ def free_port() -> int:
 
     A server that needs a while to start may find another on its port; gRPC's even share it, and answer half each.
     """
+    # The system's chance: tests that seed Python's own, for numbers that are the same each time, run beside this.
+    chance = random.SystemRandom()
     while True:
-        port = random.randint(*_PORTS)
+        port = chance.randint(*_PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.bind((HOST, port))
             return port
