@@ -16,6 +16,7 @@ from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal
+from uuid import uuid4
 
 import duckdb
 import orjson
@@ -57,6 +58,7 @@ _GAP: Final = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
 _EXPLAIN: Final = re.compile(rf"{_GAP}explain\b{_GAP}(analyze\b|\([\w\s,]*\))?", re.IGNORECASE | re.DOTALL)
 _WORD: Final = re.compile(rf"(?:{_GAP}\()*{_GAP}(\w*)", re.DOTALL)
 
+_SPILL: Final = "nanobanana-query-"
 _BATCH_ROWS: Final = 10_000
 _ROWS_DRAWN: Final = 1_000
 _NARROWEST: Final = 40
@@ -86,7 +88,10 @@ def connect(output: str | Path) -> duckdb.DuckDBPyConnection:
             connection.execute(f"CREATE VIEW {_quoted(name)} AS {_over_files(snapshot)}")
             paths += snapshot.uris
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute(f"SET temp_directory = {_literal(f'{tempfile.gettempdir()}/nanobanana-query')}")
+    # Made when something has to be spilled, and removed at the end. In a folder that all queries shared, those of
+    # another user of the machine could write nothing.
+    spill = f"{tempfile.gettempdir()}/{_SPILL}{uuid4().hex}"
+    connection.execute(f"SET temp_directory = {_literal(spill)}")
     connection.execute("SET python_enable_replacements = false")
     connection.execute(f"SET allowed_paths = [{', '.join(map(_literal, paths))}]")
     connection.execute("SET enable_external_access = false")
@@ -115,11 +120,16 @@ def run_query(output: str | Path, sql: str, fmt: Format = "table", limit: int | 
 
 @contextmanager
 def _connected(output: str | Path) -> Generator[duckdb.DuckDBPyConnection]:
-    """`connect`, with a data file that is gone told in one line."""
+    """`connect`, with what the disk refuses told in one line."""
     try:
         with connect(output) as connection:
             yield connection
     except duckdb.IOException as error:
+        if _SPILL in str(error):
+            raise UserError(
+                f"the query needs more memory than there is, and can't use the disk instead ({_in_one_line(error)}): "
+                "set TMPDIR to a folder with room"
+            ) from error
         raise UserError(f"a data file can't be read ({_in_one_line(error)}): run `nanobanana repair`") from error
 
 

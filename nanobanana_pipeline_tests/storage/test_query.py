@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import tempfile
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +286,23 @@ def test_names_in_the_callers_code_are_not_tables(output: Path) -> None:
     with connect(output) as connection, pytest.raises(duckdb.CatalogException):
         connection.sql("SELECT * FROM secret")
     assert secret.num_rows == 1
+
+
+def test_queries_side_by_side_spill_to_folders_of_their_own(output: Path) -> None:
+    """The folder was one for all users of a machine: whoever came second could not run a large query."""
+    with connect(output) as one, connect(output) as other:
+        asked = [connection.sql("SELECT current_setting('temp_directory')").fetchall() for connection in (one, other)]
+    assert asked[0] != asked[1]
+
+
+def test_a_query_that_finds_no_room_says_so(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sent people to `nanobanana repair`, as though a file of the tables were gone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no folder"))
+    (tmp_path / "no folder").touch()
+    little = {"memory_limit": "40MB", "threads": 1}
+    monkeypatch.setattr(duckdb, "connect", partial(duckdb.connect, config=little))
+    with pytest.raises(UserError, match="set TMPDIR to a folder with room"):
+        run_query(output, "SELECT hash(i)::VARCHAR AS t FROM range(4000000) r(i) ORDER BY t", "csv", limit=1)
 
 
 def test_times_are_utc(output: Path) -> None:
