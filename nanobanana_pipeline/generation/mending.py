@@ -4,7 +4,7 @@ Everything is made again from the ledger and the catalogue, at no cost. What is 
 `storage`'s; which shards' rows are behind is `staleness`'s.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import orjson
@@ -32,6 +32,8 @@ class Mended:
     rebuilt: frozenset[str] = frozenset()
     """Tables that had lost rows, now or to a repair that was killed before it had written them again."""
     shards: list[str] = field(default_factory=list)
+    left: frozenset[str] = frozenset()
+    """Shards whose rows still lag, left to the caller."""
 
     @property
     def read_catalogues_again(self) -> bool:
@@ -39,11 +41,14 @@ class Mended:
         return bool(self.rebuilt & _READ_AGAIN)
 
 
-def mend_tables(workspace: Workspace, *, everything: bool = False, current: bool = False) -> Mended:
+def mend_tables(
+    workspace: Workspace, *, everything: bool = False, current: bool = False, later: Collection[str] = ()
+) -> Mended:
     """Mend the tables, and write the rows they lack; with `everything` all of them anew. Quick when all is well.
 
-    `current` tables are known to be as the ledger has it (see `rest`): only what is torn is looked for. Raises
-    `UserError`, with nothing written, when the ledger is older than the tables.
+    `current` tables are known to be as the ledger has it (see `rest`): only what is torn is looked for. Shards whose
+    rows the caller is about to write itself come `later`. Raises `UserError`, with nothing written, when the ledger is
+    older than the tables.
     """
     mended = Mended(repair_tables(workspace), _to_rebuild(workspace))
     if current and not mended.repairs and not mended.rebuilt:
@@ -57,7 +62,9 @@ def mend_tables(workspace: Workspace, *, everything: bool = False, current: bool
     with workspace.ledger.database.read() as connection:
         every = statement.all_shards(connection)
     # A table of images may be torn while the others are whole: no count in them would show it.
-    mended.shards = every if everything or "images" in mended.rebuilt else found.stale
+    all_anew = everything or "images" in mended.rebuilt
+    mended.left = frozenset() if all_anew else frozenset(found.stale).intersection(later)
+    mended.shards = every if all_anew else [shard for shard in found.stale if shard not in mended.left]
     for shard in mended.shards:
         publish_shard(workspace, shard)
     if mended.rebuilt:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -165,6 +165,7 @@ class _Run:
         self._logger = logger
         self._tallies: dict[str, Tally] = {}
         self._run_of_shard: dict[str, str] = {}
+        self._written: set[str] = set()
         self._session = session
         session.on_progress, session.on_report = self._tallies.__setitem__, self._on_report
 
@@ -172,7 +173,9 @@ class _Run:
         """Every step in turn."""
         mark = rest.look(self._workspace)
         known = None if self._order.catalogue else rest.found_at(self._workspace, mark)
-        self._mend_tables(current=known is not None)
+        # What a killed run has left open is asked about first: the rows are written when it has ended.
+        unfinished = [work.shard for work in self._shard_work() if work.left] if known is None else []
+        lagging = self._mend_tables(current=known is not None, later=unfinished)
         names = None if self._order.catalogue is None else [self._order.catalogue]
         self._step(REFRESH_CATALOGUE, "reading the catalogue", _CATALOGUE_GRACE_S, refresh_config(names))
         give_back()
@@ -181,6 +184,8 @@ class _Run:
         if self._going_on and (parts := self._shares()):
             refusal = self._rule(names, parts)
             self._generate(parts if refusal is None else self._shares())
+        if not lagging <= self._written:
+            self._mend_tables()
         if self._going_on:
             self._step(REPORT_COSTS, "adding up", _REPORT_GRACE_S)
         else:
@@ -354,6 +359,7 @@ class _Run:
 
     def _on_report(self, report: ShardReport) -> None:
         self._tallies[report.shard] = report.tally
+        self._written.add(report.shard)
         stop = self._session.stop
         if report.interrupted and stop.signal_number == signal.SIGINT and self._session.failure is None:
             # Else it is no word on this shard: the machine shuts down, or another shard found the account empty.
@@ -409,13 +415,17 @@ class _Run:
             found = {"standing": asdict(standing), "rejected_rows": outcome.rejected_rows}
             rest.note(self._workspace, now, found)
 
-    def _mend_tables(self, *, current: bool) -> None:
-        """Mend what a power cut has torn, and write what an earlier run was killed before it could write."""
-        mended = mend_tables(self._workspace, current=current)
+    def _mend_tables(self, *, current: bool = False, later: Collection[str] = ()) -> frozenset[str]:
+        """Mend what a power cut has torn, and write what an earlier run was killed before it could write.
+
+        Of `later` shards, returns those whose rows still lag.
+        """
+        mended = mend_tables(self._workspace, current=current, later=later)
         for found in mended.repairs:
             self._logger.info("table %s: %s", found.table, found.what)
         if mended.shards:
             self._logger.info("written from the ledger: the rows of %s", ", ".join(mended.shards))
+        return mended.left
 
     def _sum_up(self) -> None:
         outcome = self._outcome

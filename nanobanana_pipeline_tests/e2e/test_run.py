@@ -16,6 +16,7 @@ from nanobanana_pipeline.ledger.ledger import Ledger, Stamp
 from nanobanana_pipeline.orchestration.shard_choice import End
 from nanobanana_pipeline.orchestration.shard_facts import end_of
 from nanobanana_pipeline.simulator.process import SimulatorProcess
+from nanobanana_pipeline.storage.tables import Tables
 from nanobanana_pipeline_tests.e2e.command import Place, billed, finish, submits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -106,6 +107,25 @@ def test_a_costly_run_waits_for_an_approval(place: tuple[Place, SimulatorProcess
     assert here.run("approve", asked).code == 0
     assert here.run("run").code == 0
     assert len(submits(provider)) == 25
+
+
+def test_a_run_that_makes_nothing_writes_the_rows_that_a_killed_one_did_not(
+    place: tuple[Place, SimulatorProcess],
+) -> None:
+    """Rows of a shard with work left are written when it has ended; where none of it may begin, all the same."""
+    here, provider = place
+    here.catalogue(prompts(5))
+    assert here.run("run", "--limit", "3").code == 0
+    tables = Tables(here.output)
+    tables.replace("results", tables.read("results").slice(0, 1), None, expected_version=tables.version("results"))
+    assert here.query("SELECT count(*) AS n FROM results") == [{"n": 1}]
+    refused = here.run("run", NANOBANANA_APPROVE_ABOVE_USD="0.01")
+    assert refused.code == 1
+    assert len(submits(provider)) == 3
+    assert here.query("SELECT status, count(*) AS n FROM results GROUP BY 1 ORDER BY 1") == [
+        {"status": "pending", "n": 2},
+        {"status": "succeeded", "n": 3},
+    ]
 
 
 def test_a_limit_counts_items_over_all_shards(place: tuple[Place, SimulatorProcess]) -> None:
