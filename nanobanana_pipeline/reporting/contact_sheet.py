@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from nanobanana_pipeline.catalogue.identity import safe_name
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema
-from nanobanana_pipeline.reporting.figures import Scope, is_current
+from nanobanana_pipeline.reporting.figures import Scope, image_count, is_current
 from nanobanana_pipeline.reporting.glance import INLINE_CHARS
 from nanobanana_pipeline.reporting.thumbnails import Pictured, make_missing, read_thumbnail
 
@@ -79,22 +79,22 @@ def contact_sheet(workspace: Workspace, shard: str | None = None, *, catalogue: 
 
 
 def _choose(workspace: Workspace, scope: Scope) -> tuple[int, list[Pictured]]:
-    """How many current images there are, and some of them, taken evenly in the order of the catalogue."""
+    """How many current images there are, and the first of some items, taken evenly in the order of the catalogue."""
     items, attempts = schema.items, schema.attempts
     current = attempts.join(items, items.c.item_id == attempts.c.item_id)
     # What was adopted from tables may lack its files, until `repair` has fetched them again.
     conditions = [is_current(), attempts.c.images.is_not(None), items.c.active, *scope.of_attempts()]
-    count = sa.select(sa.func.count()).select_from(current).where(*conditions)
     order = sa.func.row_number().over(order_by=[items.c.catalogue, items.c.position])
     with workspace.ledger.database.read() as connection:
-        total: int = connection.execute(count).scalar_one()
+        count = sa.select(sa.func.count(), sa.func.sum(image_count(connection))).select_from(current)
+        made, images = connection.execute(count.where(*conditions)).one()
         numbered = (
             sa.select(attempts.c.images, order.label("number")).select_from(current).where(*conditions).subquery()
         )
-        wanted = {i * total // _FULL_SHEET_IMAGES + 1 for i in range(_FULL_SHEET_IMAGES)}
+        wanted = {i * made // _FULL_SHEET_IMAGES + 1 for i in range(_FULL_SHEET_IMAGES)}
         query = sa.select(numbered.c.images).where(numbered.c.number.in_(wanted)).order_by(numbered.c.number)
         listed = [orjson.loads(images)[0] for images in connection.execute(query).scalars()]
-    return total, [Pictured(image["path"], image["sha256"]) for image in listed]
+    return int(images or 0), [Pictured(image["path"], image["sha256"]) for image in listed]
 
 
 def _fitting(

@@ -40,7 +40,7 @@ _ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)
 
 
 class Exported(NamedTuple):
-    """A row of the manifest: an image file, what it shows and what its item cost."""
+    """A row of the manifest: an image file, what it shows and, on the first of an item, what that cost."""
 
     file: str
     catalogue: str
@@ -138,6 +138,8 @@ def _current(workspace: Workspace, catalogue: str | None, campaign: str | None) 
 def _rows(entry: ItemStatement) -> Iterator[Exported]:
     item, attempt = entry.item, entry.attempt
     request = Request.from_json(item.body)
+    # On the item's first image alone, so that the column can be added up.
+    cost_micros = entry.cost_micros
     for image in image_rows(entry):
         n = image["n"]
         which = f"{item.sample}" if n == 1 else f"{item.sample}-{n}"
@@ -162,10 +164,11 @@ def _rows(entry: ItemStatement) -> Iterator[Exported]:
             bytes=image["bytes"],
             sha256=image["sha256"],
             has_c2pa=image["has_c2pa"],
-            cost_usd=usd(entry.cost_micros),
+            cost_usd=usd(cost_micros),
             stored_at=datetime.fromtimestamp(stored_at / 1000, UTC) if stored_at else None,
             source_path=image["path"],
         )
+        cost_micros = 0
 
 
 def _named_apart(rows: Iterable[Exported]) -> Iterator[Exported]:

@@ -38,6 +38,15 @@ def test_a_sheet_is_light_enough_for_the_event_log(world: Callable[..., World]) 
         assert full.width > small.width
 
 
+def test_several_images_of_a_task_are_all_counted(world: Callable[..., World]) -> None:
+    """The sheet said three images where the tables beside it said four."""
+    made = world(faults=[{"contains": "number 1", "fault": "several_images", "images": 2}])
+    made.catalogue("plain", rows(3))
+    made.run()
+
+    assert contact_sheet(made.workspace).images == made.workspace.tables.read("images").num_rows == 4
+
+
 def test_pictures_that_compress_badly_still_fit() -> None:
     """A provider's noise must not push the metadata over its limit: then the sheet shows less."""
     from nanobanana_pipeline.reporting.contact_sheet import (  # noqa: PLC0415 - under the surface

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -89,6 +90,18 @@ def test_every_format_lists_the_same(made: World, tmp_path: Path) -> None:
     assert list(frame.columns) == ["image", *Exported._fields]
     assert list(frame["file"]) == [row["file"] for row in folder]
     assert [str(cost) for cost in frame["cost_usd"]] == [row["cost_usd"] for row in folder]
+
+
+def test_the_costs_of_a_manifest_add_up(made: World, tmp_path: Path) -> None:
+    """Each of an item's images had all that the item cost: whoever summed the column paid twice on paper."""
+    export(made.workspace, tmp_path / "list.csv", "csv")
+
+    listed = _manifest(tmp_path / "list.csv")
+    shown = {(row["catalogue"], row["prompt_id"], row["sample"]) for row in listed}
+    assert len(shown) < len(listed), "no item has several images"
+    results = made.workspace.tables.read("results").to_pylist()
+    cost = {(row["catalogue"], row["prompt_id"], str(row["sample"])): row["cost_usd"] for row in results}
+    assert sum(Decimal(row["cost_usd"]) for row in listed) == sum(cost[item] for item in shown)
 
 
 def test_a_spreadsheet_runs_nothing_of_the_manifest(made: World, tmp_path: Path) -> None:

@@ -299,8 +299,8 @@ def test_a_query_that_finds_no_room_says_so(output: Path, tmp_path: Path, monkey
     """It sent people to `nanobanana repair`, as though a file of the tables were gone."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no folder"))
     (tmp_path / "no folder").touch()
-    little = {"memory_limit": "40MB", "threads": 1}
-    monkeypatch.setattr(duckdb, "connect", partial(duckdb.connect, config=little))
+    small = partial(duckdb.connect, config={"memory_limit": "40MB", "threads": 1})
+    monkeypatch.setattr(duckdb, "connect", small)
     with pytest.raises(UserError, match="set TMPDIR to a folder with room"):
         run_query(output, "SELECT hash(i)::VARCHAR AS t FROM range(4000000) r(i) ORDER BY t", "csv", limit=1)
 
