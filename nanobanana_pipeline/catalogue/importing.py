@@ -120,12 +120,34 @@ def _xlsx_rows(source: Path) -> Iterator[list[str]]:
     with warnings.catch_warnings():
         # openpyxl warns of styles and validations that it leaves out: they are nothing to us.
         warnings.simplefilter("ignore")
-        with closing(openpyxl.load_workbook(source, read_only=True, data_only=True)) as workbook:
-            sheet = workbook.worksheets[0]
-            # A writer may say that the sheet is A1 alone, or as wide as can be; the rows themselves know better.
-            sheet.reset_dimensions()
-            for cells in sheet.iter_rows(values_only=True):
-                yield [_cell_text(cell) for cell in cells]
+        calculated = _sheet_rows(source, data_only=True, values_only=False)
+        written = _sheet_rows(source, data_only=False, values_only=True)
+        with closing(calculated), closing(written):
+            for cells, formulas in zip(calculated, written, strict=True):
+                for cell, formula in zip(cells, formulas, strict=True):
+                    _check_calculated(source, cell, formula)
+                yield [_cell_text(cell.value) for cell in cells]
+
+
+def _sheet_rows(source: Path, *, data_only: bool, values_only: bool) -> Generator[tuple[Any, ...]]:
+    """The rows of the first sheet: with what its formulas gave, or (not `data_only`) with the formulas."""
+    with closing(openpyxl.load_workbook(source, read_only=True, data_only=data_only)) as workbook:
+        sheet = workbook.worksheets[0]
+        # A writer may say that the sheet is A1 alone, or as wide as can be; the rows themselves know better.
+        sheet.reset_dimensions()
+        yield from sheet.iter_rows(values_only=values_only)
+
+
+def _check_calculated(source: Path, cell: Any, formula: Any) -> None:
+    if cell.data_type == "e":
+        raise UserError(f"{source}, cell {cell.coordinate}: it holds the error {cell.value}; correct it")
+    # Programs that write workbooks leave out what a formula gives, and its row would be lost, or made with a default.
+    # One that gives an empty text is told apart by its type.
+    if cell.value is None and formula is not None and cell.data_type == "n":
+        raise UserError(
+            f"{source}, cell {cell.coordinate}: its formula was never calculated; open the file in a spreadsheet "
+            "program and save it"
+        )
 
 
 def _cell_text(cell: Any) -> str:

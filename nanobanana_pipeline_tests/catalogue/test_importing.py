@@ -3,6 +3,7 @@
 # pyright: reportUnknownParameterType=false
 
 import csv
+import re
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -211,6 +212,33 @@ def test_a_sheet_that_is_wrong_about_its_size_is_read_in_full(tmp_path: Path, di
     assert other.read_bytes() != path.read_bytes()
     made = pq.read_table(import_table(other, tmp_path / "catalogue").path)
     assert made.to_pylist() == [{"prompt": "A fox", "campaign": "x"}, {"prompt": "A hare", "campaign": "y"}]
+
+
+@pytest.mark.parametrize(("place", "cells"), [("B3", ["a fox", "=1+1"]), ("A3", ['="a fox"'])])
+def test_a_formula_that_nobody_calculated_is_told(tmp_path: Path, place: str, cells: list[Any]) -> None:
+    """A program's workbook holds no results: such rows were lost, such cells took a default, and nothing was said."""
+    path = workbook(tmp_path / "spring.xlsx", ["prompt", "samples"], ["a hare", 2], cells)
+    with pytest.raises(UserError, match=f"cell {place}: its formula was never calculated"):
+        import_table(path, tmp_path / "catalogue")
+
+
+def test_what_formulas_gave_is_taken(tmp_path: Path) -> None:
+    """Nothing at all is a result, too; an error is none, and would have been paid for as a prompt."""
+    assert calculated(tmp_path, 't="str"', "a fox").to_pylist() == [{"prompt": "a fox", "campaign": "spring"}]
+    assert calculated(tmp_path, 't="str"', "").to_pylist() == [{"prompt": None, "campaign": "spring"}]
+    with pytest.raises(UserError, match="cell A2: it holds the error #REF!"):
+        calculated(tmp_path, 't="e"', "#REF!")
+
+
+def calculated(tmp_path: Path, kind: str, result: str) -> pa.Table:
+    """The catalogue made of a spreadsheet whose first prompt is a formula, with the result as spreadsheets keep it."""
+    path = workbook(tmp_path / "written.xlsx", ["prompt", "campaign"], ["=B9&B2", "spring"])
+    saved = tmp_path / "saved.xlsx"
+    with zipfile.ZipFile(path) as said, zipfile.ZipFile(saved, "w") as says:
+        for name in said.namelist():
+            part = said.read(name).decode().replace('<c r="A2"', f'<c r="A2" {kind}')
+            says.writestr(name, re.sub(r"</f><v\s*/?>(</v>)?", f"</f><v>{result}</v>", part))
+    return pq.read_table(import_table(saved, tmp_path / "catalogue", overwrite=True).path)
 
 
 def test_a_place_that_can_hold_no_catalogue_is_told_in_one_line(tmp_path: Path) -> None:
