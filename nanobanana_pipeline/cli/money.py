@@ -161,12 +161,17 @@ def reprice(as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
         done = restate(workspace, on_progress=tick)
     if as_json:
         before, after = usd_text(done.before_micros), usd_text(done.after_micros)
-        say_json({"attempts": done.attempts, "before_usd": before, "after_usd": after})
-    elif done.attempts:
+        say_json({"attempts": done.attempts, "left": done.left, "before_usd": before, "after_usd": after})
+        return
+    if done.attempts:
         before, after = dollars(done.before_micros), dollars(done.after_micros)
         say(f"{counted(done.attempts, 'attempt')} restated: {before} before, {after} now")
-    else:
+    elif not done.left:
         say("nothing to restate: every attempt is priced by the list as it is")
+    if done.left:
+        warn(
+            f"{counted(done.left, 'attempt')} left alone: adopted from the tables, which don't say how many images there were"
+        )
 
 
 def _say_plan(planned: "Plan", settings: "Settings", approval: str) -> None:

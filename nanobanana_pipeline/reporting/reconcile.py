@@ -15,7 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -27,6 +26,7 @@ from nanobanana_pipeline.model_specs.pricing import Usage, cost_of
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 from nanobanana_pipeline.reporting.costs import publish_cost_daily, shown
 from nanobanana_pipeline.reporting.invoice import Invoice, InvoiceLine, by_task, day_of, load_mapping, read_invoice
+from nanobanana_pipeline.reporting.repricing import images_given
 
 _attempts = schema.attempts
 
@@ -316,9 +316,8 @@ def _list_micros(spec: ModelSpec, attempt: Any) -> int:
     if attempt.state not in {AttemptState.COMPLETED, AttemptState.STORED, AttemptState.UNUSABLE}:
         return 0
     usage = Usage(attempt.prompt_tokens, attempt.completion_tokens, attempt.total_tokens)
-    images = len(orjson.loads(attempt.urls or "[]"))
     day = date.fromisoformat(attempt.day)
-    return cost_of(spec, usage, resolution=attempt.resolution, images=images, day=day).micros
+    return cost_of(spec, usage, resolution=attempt.resolution, images=images_given(attempt) or 0, day=day).micros
 
 
 def _perhaps(line: InvoiceLine, unknown: Sequence[int]) -> str:

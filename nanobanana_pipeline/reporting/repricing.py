@@ -29,9 +29,13 @@ _PRICED: Final = (AttemptState.STORED.value, AttemptState.UNUSABLE.value, Attemp
 
 @dataclass(slots=True)
 class Repricing:
-    """How many attempts changed, and what they cost before and after (micro-dollars)."""
+    """How many attempts changed, and what they cost before and after (micro-dollars).
+
+    `left` counts those that keep their price because nobody knows how many images they gave.
+    """
 
     attempts: int = 0
+    left: int = 0
     before_micros: int = 0
     after_micros: int = 0
 
@@ -43,7 +47,7 @@ def reprice(workspace: Workspace, *, on_progress: Callable[[int], None] | None =
     """
     report = Repricing()
     shards: set[str] = set()
-    changes = _changes(workspace, on_progress)
+    changes = _changes(workspace, report, on_progress)
     while chunk := list(islice(changes, _A_TRANSACTION)):
         shards |= _enter(workspace, chunk, report)
     for shard in sorted(shards):
@@ -53,7 +57,20 @@ def reprice(workspace: Workspace, *, on_progress: Callable[[int], None] | None =
     return report
 
 
-def _changes(workspace: Workspace, on_progress: Callable[[int], None] | None) -> Iterator[tuple[Any, Cost]]:
+def images_given(attempt: Any) -> int | None:
+    """How many images an attempt's task gave; None when nobody knows.
+
+    An attempt that was adopted from the tables has its files, if they are the item's current ones, and no addresses.
+    """
+    listed = attempt.urls or attempt.images
+    if listed is not None:
+        return len(orjson.loads(listed))
+    return 0 if attempt.state == AttemptState.FAILED else None
+
+
+def _changes(
+    workspace: Workspace, report: Repricing, on_progress: Callable[[int], None] | None
+) -> Iterator[tuple[Any, Cost]]:
     """Attempts whose price is another now, with it."""
     query = (
         sa.select(_attempts)
@@ -77,14 +94,17 @@ def _changes(workspace: Workspace, on_progress: Callable[[int], None] | None) ->
         if on_progress is not None:
             on_progress(seen)
         for row in rows:
-            cost = _price(workspace, row)
+            images = images_given(row)
+            if images is None:
+                report.left += 1
+                continue
+            cost = _price(workspace, row, images)
             if (cost.micros, cost.price_version) != (row.cost_micros, row.price_version):
                 yield row, cost
 
 
-def _price(workspace: Workspace, row: Any) -> Cost:
+def _price(workspace: Workspace, row: Any, images: int) -> Cost:
     usage = Usage(row.prompt_tokens, row.completion_tokens, row.total_tokens)
-    images = len(orjson.loads(row.urls or "[]"))
     day = date.fromisoformat(row.day)
     return cost_of(workspace.spec, usage, resolution=row.resolution, images=images, day=day)
 

@@ -5,6 +5,8 @@ from decimal import Decimal
 
 import pytest
 
+from nanobanana_pipeline.generation.adoption import adopt_tables
+from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.model_specs.loader import load_spec
 from nanobanana_pipeline.reporting.costs import summary
 from nanobanana_pipeline.reporting.repricing import reprice
@@ -38,3 +40,29 @@ def test_prices_that_come_late_restate_what_was_priced_by_a_list(world: Callable
     held = [counter.spent for scope, counter in made.workspace.ledger.counters().items() if scope.startswith("day:")]
     assert held == [after.cost_micros]
     assert "negotiated" in tables.read("attempts").column("price_version").to_pylist()
+
+
+def test_a_ledger_adopted_from_the_tables_knows_what_several_images_cost(world: Callable[..., World]) -> None:
+    """It has no addresses to count: two images became one, and half of what was paid was gone from the books.
+
+    Of an image that an edit superseded it has no file to count either: such an attempt keeps its price.
+    """
+    made = world(faults=[{"contains": "number 1", "fault": "several_images", "images": 2}])
+    made.catalogue("one", rows(2))
+    made.run()
+    made.catalogue("one", [row | {"resolution": "2K"} for row in rows(2)])
+    made.run()
+    before = {row["attempt_id"]: row for row in made.workspace.tables.read("attempts").to_pylist()}
+    prices = made.folder / "prices.toml"
+    prices.write_text(HALF_PRICE)
+    adopting = {"prices": str(prices), "ledger_url": f"sqlite:///{made.folder}/adopted.sqlite"}
+
+    with Workspace.open(made.workspace.settings.model_copy(update=adopting)) as workspace:
+        adopt_tables(workspace)
+        report = reprice(workspace)
+        after = workspace.tables.read("attempts").to_pylist()
+
+    assert (report.attempts, report.left) == (2, 2)
+    for row in after:
+        was = before[row["attempt_id"]]["cost_usd"]
+        assert row["cost_usd"] == pytest.approx(was / 2 if row["resolution"] == "2K" else was, abs=Decimal("0.000001"))
