@@ -169,9 +169,7 @@ def reprice(as_json: bool) -> None:  # noqa: FBT001 - click gives flags by name
     elif not done.left:
         say("nothing to restate: every attempt is priced by the list as it is")
     if done.left:
-        warn(
-            f"{counted(done.left, 'attempt')} left alone: adopted from the tables, which don't say how many images there were"
-        )
+        warn(f"{counted(done.left, 'attempt')} left alone: adopted from tables that don't say how many images it gave")
 
 
 def _say_plan(planned: "Plan", settings: "Settings", approval: str) -> None:
