@@ -14,6 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any, Final
 
@@ -145,15 +146,28 @@ class SiteFolder:
         self._store.write(f"{SITE}/{name}", data)
 
     def _remove_stale(self, page: str, keep: set[str]) -> None:
-        folder = f"{self._base}/data"
-        oldest = time.time() - _KEPT_S
+        folder, now = f"{self._base}/data", time.time()
         self._filesystem.invalidate_cache(folder)
-        for entry in self._filesystem.ls(folder, detail=True):
-            name = f"data/{entry['name'].rpartition('/')[2]}"
-            written = entry.get("mtime", entry.get("LastModified", entry.get("created")))
-            seconds = written.timestamp() if hasattr(written, "timestamp") else written
-            if name.startswith(f"data/{page}-") and name not in keep and (seconds or 0.0) < oldest:
-                self._filesystem.rm_file(entry["name"])
+        there = {f"data/{path.rpartition('/')[2]}" for path in self._filesystem.ls(folder, detail=False)}
+        stale = {name for name in there if name.startswith(f"data/{page}-")} - keep
+        # Their own age says nothing: they may have been written last month, and be in use until just now.
+        note = f"{SITE}/data/replaced-{page}.json"
+        before = self._replaced(note)
+        replaced = {name: before.get(name, now) for name in sorted(stale)}
+        gone = {name for name, since in replaced.items() if since < now - _KEPT_S}
+        for name in gone:
+            with suppress(FileNotFoundError):  # another report was quicker
+                self._filesystem.rm_file(f"{self._base}/{name}")
+        after = {name: since for name, since in replaced.items() if name not in gone}
+        if after != before:
+            self._store.write(note, orjson.dumps(after))
+
+    def _replaced(self, note: str) -> dict[str, float]:
+        """Since when data are replaced, by name, in seconds since 1970."""
+        try:
+            return orjson.loads(self._store.read(note))
+        except FileNotFoundError:
+            return {}
 
 
 def script(name: str, value: Any) -> bytes:

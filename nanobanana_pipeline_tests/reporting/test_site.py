@@ -5,21 +5,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from nanobanana_pipeline.reporting.pages import write_cost_report, write_site
 from nanobanana_pipeline_tests.reporting.conftest import World
 
 
-def test_replaced_data_stay_for_a_while(world: Callable[..., World]) -> None:
-    """Whoever has the page open still loads its parts; a day later nobody does, and they must not pile up."""
+def test_replaced_data_stay_for_a_while(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has the page open still loads its parts; an hour later they must not pile up.
+
+    Last night's gallery, open in the morning, lost its parts with the first report of the day.
+    """
     made = world()
     data = Path(write_cost_report(made.workspace)).parent / "data"
     (first,) = data.glob("costs-*.js")
+    last_night = time.time() - 30_000
+    os.utime(first, (last_night, last_night))
 
     write_cost_report(made.workspace)
 
     assert len(list(data.glob("costs-*.js"))) == 2
-    an_hour_ago = time.time() - 3700
-    os.utime(first, (an_hour_ago, an_hour_ago))
+    an_hour_on = time.time() + 3700
+    monkeypatch.setattr(time, "time", lambda: an_hour_on)
     write_site(made.workspace)
     assert not first.exists()
     assert len(list(data.glob("costs-*.js"))) == 2
