@@ -26,11 +26,13 @@ _KNOWN_NAMES: Final = {
     "time": ("time", "timestamp", "createdat", "created", "date", "datetime", "billedat", "day"),
     "currency": ("currency", "currencycode"),
 }
+_SURELY_DOLLARS: Final = ("amountusd", "costusd")
 _DOLLARS: Final = frozenset({"", "us", "usd", "usdollar", "usdollars"})
 """How a column of currencies says US dollars, signs aside."""
 _ENCODINGS: Final = ("utf-8-sig", "cp1252")
 _DELIMITERS: Final = ",;\t|"
 _HEADER_LINES: Final = 30
+_YEARS: Final = range(1970, 2300)
 _EPOCH: Final = re.compile(r"\d{9,13}(\.\d+)?")
 """Fourteen digits are the year, month, day and time of day of a form that a mapping file has to name."""
 _MILLISECONDS: Final = 10**11
@@ -160,12 +162,14 @@ def _rows(path: Path, mapping: Mapping) -> list[tuple[int, list[str]]]:
 
 
 def _decoded(path: Path, data: bytes, mapping: Mapping) -> str:
+    if data.startswith(b"PK\x03\x04"):
+        raise UserError(f"{path} is a spreadsheet, or another packed file: save it as CSV")
     utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     encodings = (mapping.encoding,) if mapping.encoding else ("utf-16",) if utf16 else _ENCODINGS
     for encoding in encodings:
         try:
             return data.decode(encoding)
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):
             continue
     raise UserError(f"{path} is not text in {' or '.join(encodings)}: say its encoding in a mapping file")
 
@@ -181,6 +185,7 @@ def _header(path: Path, rows: Sequence[tuple[int, list[str]]], mapping: Mapping)
     for number, cells in rows[:_HEADER_LINES]:
         places = _places([_plain(cell) for cell in cells], mapping)
         if "amount" in places and places.keys() & {"task_id", "time"}:
+            _check_one_amount(path, cells, mapping)
             return number, places
     wanted = ", ".join(f"{name} = {column!r}" for name, column in mapping.columns.items())
     raise UserError(
@@ -198,6 +203,17 @@ def _places(header: Sequence[str], mapping: Mapping) -> dict[str, int]:
         if place is not None and place not in places.values():
             places[name] = place
     return places
+
+
+def _check_one_amount(path: Path, header: Sequence[str], mapping: Mapping) -> None:
+    """Refuse to choose between a price and a total, or between credits and dollars, where none of them says USD."""
+    named = [name.strip() for name in header if _plain(name) in _KNOWN_NAMES["amount"]]
+    sure = [name for name in named if _plain(name) in _SURELY_DOLLARS]
+    if "amount" not in mapping.columns and len(sure or named) > 1:
+        raise UserError(
+            f"{path}: its amounts may be in any of the columns {', '.join(map(repr, sure or named))}: "
+            "say which in a mapping file, as amount under [columns]"
+        )
 
 
 def _plain(name: str) -> str:
@@ -273,7 +289,7 @@ class _Times:
         self.whole_days = True
         try:
             self.zone: tzinfo = UTC if mapping.time_zone.upper() == "UTC" else ZoneInfo(mapping.time_zone)
-        except (ZoneInfoNotFoundError, ValueError):
+        except (ZoneInfoNotFoundError, ValueError, OSError):  # of a continent alone there is a folder
             raise UserError(f"there is no time zone {mapping.time_zone!r}: write it like Asia/Shanghai") from None
 
     def read(self, number: int, text: str) -> int | None:
@@ -298,6 +314,9 @@ class _Times:
         except ValueError:
             how = f"of the form {self._format}" if self._format else "ISO 8601; say time_format in a mapping file"
             raise UserError(f"{self._path}, line {number}: the time {text[:40]!r} is not {how}") from None
+        if moment.year not in _YEARS:
+            # Some programs write no time as the first of January of year 1, which has no day in other time zones.
+            raise UserError(f"{self._path}, line {number}: the time {text[:40]!r} is none: clear or correct it")
         return moment if moment.tzinfo else moment.replace(tzinfo=self.zone)
 
 

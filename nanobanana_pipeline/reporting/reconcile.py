@@ -168,7 +168,7 @@ def _by_task(connection: Connection, spec: ModelSpec, invoice: Invoice, report: 
             continue
         found = billed.pop(attempt.task_id, None)
         if found is not None:
-            yield from _matched(spec, attempt, found, report)
+            yield from _matched(spec, attempt, _as_booked(found, attempt, report), report)
         elif attempt.cost_micros and _within(attempt, first, last):
             yield _only_ledger(spec, attempt, report)
     yield from _only_invoice(invoice, billed, sorted(unknown), report)
@@ -249,9 +249,19 @@ def _parted(lines: Sequence[InvoiceLine]) -> _Billed:
     return billed
 
 
+def _as_booked(found: _Billed, attempt: Any, report: Reconciliation) -> _Billed:
+    """The lines of a task, repetitions among them where the ledger has all of it: one may stand for each image."""
+    everything = _Billed(sorted([*found.lines, *found.repeated], key=lambda line: line.number), [])
+    return everything if _same(everything, attempt, report) else found
+
+
+def _same(found: _Billed, attempt: Any, report: Reconciliation) -> bool:
+    return abs(found.micros - attempt.cost_micros) <= report.tolerance_micros
+
+
 def _matched(spec: ModelSpec, attempt: Any, found: _Billed, report: Reconciliation) -> Iterator[Row]:
     listed = _list_micros(spec, attempt)
-    same = abs(found.micros - attempt.cost_micros) <= report.tolerance_micros
+    same = _same(found, attempt, report)
     status = Status.MATCHED if same else Status.AMOUNT_DIFFERS
     note = _note(attempt, found, listed, same=same)
     for i, line in enumerate(found.lines):
@@ -292,6 +302,8 @@ def _note(attempt: Any, found: _Billed, listed: int, *, same: bool) -> str | Non
         notes.append(f"its outcome was not known here ({attempt.state}): it was billed")
     elif attempt.state == AttemptState.FAILED and found.micros > 0 and not attempt.cost_micros:
         notes.append("the task failed, and was billed all the same")
+    if found.micros < 0:
+        notes.append("a refund of what another invoice charged, which no correction takes for a price")
     if not same:
         notes.append(f"the ledger goes by {_source(attempt)}")
         if listed == found.micros:
@@ -401,7 +413,8 @@ def _correct(workspace: Workspace, report: Reconciliation) -> dict[str, int]:
     corrected: dict[str, int] = {}
     shards: set[str] = set()
     with workspace.ledger.posting() as postings:
-        for attempt_id in sorted(amounts):
+        # The charge that a refund belongs to may be on an earlier invoice: no image costs less than nothing.
+        for attempt_id in sorted(attempt_id for attempt_id, amount in amounts.items() if amount >= 0):
             shard = postings.correct(attempt_id, amounts[attempt_id], "invoice")
             if shard is not None:
                 corrected[attempt_id] = before[attempt_id]

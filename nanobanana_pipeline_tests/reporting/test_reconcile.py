@@ -184,6 +184,39 @@ def test_a_correction_restates_every_figure(world: Callable[..., World], tmp_pat
     assert "invoice" in tables.read("attempts").column("cost_source").to_pylist()
 
 
+def test_a_line_for_each_image_is_no_repetition(world: Callable[..., World], tmp_path: Path) -> None:
+    """The second of two images looks like the first listed twice: half of the money was taken from the books."""
+    made = world(faults=[{"fault": "several_images", "images": 2}])
+    made.catalogue("one", rows(1))
+    made.run()
+    before = summary(made.workspace).cost_micros
+    ((task, cost, time),) = _billed(made)
+    path = _written(tmp_path / "a.csv", ["id", "amount", "time"], [[task, str(Decimal(cost) / 2), time]] * 2)
+
+    report = reconcile(made.workspace, path, correct=True)
+
+    assert _counts(report) == {"matched": 2}
+    assert report.corrected == 0
+    assert summary(made.workspace).cost_micros == before
+
+
+def test_a_refund_of_an_earlier_invoice_s_charge_is_no_price(world: Callable[..., World], tmp_path: Path) -> None:
+    """December's refund of November's charge set the cost of the image below zero, and made room under the cap."""
+    made = world()
+    made.catalogue("one", rows(1))
+    made.run()
+    before = summary(made.workspace).cost_micros
+    ((task, cost, _),) = _billed(made)
+    path = _written(tmp_path / "december.csv", ["id", "amount"], [[task, f"-{cost}"]])
+
+    report = reconcile(made.workspace, path, correct=True)
+
+    assert _counts(report) == {"amount_differs": 1}
+    assert "a refund of what another invoice charged" in report.rows[0]["note"]
+    assert not report.ok
+    assert summary(made.workspace).cost_micros == before
+
+
 def test_an_abandoned_attempt_that_was_billed_is_at_risk_no_longer(world: Callable[..., World], tmp_path: Path) -> None:
     """Giving up on a task frees no money, as it may have been billed; the invoice that says so does."""
     made = world(faults=[{"fault": "slow_task", "seconds": 2, "times": 1}], task_deadline_s=1)
@@ -211,7 +244,12 @@ def test_an_abandoned_attempt_that_was_billed_is_at_risk_no_longer(world: Callab
         ('id,amount\nt1,"1,234"\n', "can be read in two ways"),
         ("id,amount,time\nt1,1.5,31/12/2026\n", "line 2: the time '31/12/2026' is not ISO 8601"),
         ("id,amount,time\nt1,1.5,20261122103000\n", "line 2: the time '20261122103000' is not ISO 8601"),
+        ("id,amount,time\nt1,1.5,0001-01-01\n", "line 2: the time '0001-01-01' is none"),
+        ("id,price,total\nt1,0.05,0.10\n", "in any of the columns 'price', 'total'"),
+        ("id,amount,amount\nt1,0.05,0.10\n", "in any of the columns 'amount', 'amount'"),
+        ("PK\x03\x04", "save it as CSV"),
         ("id,amount\nt1,1.5\n", None),
+        ("id,amount,amount_usd\nt1,150,1.5\n", None),
     ],
 )
 def test_what_can_not_be_read_is_said_in_one_line(tmp_path: Path, content: str, says: str | None) -> None:
@@ -224,6 +262,17 @@ def test_what_can_not_be_read_is_said_in_one_line(tmp_path: Path, content: str, 
         return
     with pytest.raises(UserError, match=says):
         read_invoice(path, Mapping.model_validate({}))
+
+
+@pytest.mark.parametrize(
+    ("mapping", "says"),
+    [({"time_zone": "America"}, "there is no time zone 'America'"), ({"encoding": "undefined"}, "is not text in")],
+)
+def test_a_slip_in_a_mapping_is_said_in_one_line(tmp_path: Path, mapping: dict[str, str], says: str) -> None:
+    """Both ended as a defect of ours."""
+    path = _written(tmp_path / "a.csv", ["id", "amount"], [["t1", "0.05"]])
+    with pytest.raises(UserError, match=says):
+        read_invoice(path, Mapping.model_validate(mapping))
 
 
 @pytest.mark.parametrize(
