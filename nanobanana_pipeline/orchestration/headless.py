@@ -178,11 +178,12 @@ class _Run:
         lagging = self._mend_tables(current=known is not None, later=unfinished)
         names = None if self._order.catalogue is None else [self._order.catalogue]
         self._step(REFRESH_CATALOGUE, "reading the catalogue", _CATALOGUE_GRACE_S, refresh_config(names))
-        give_back()
         refusal: UserError | None = None
         # Nothing to make needs no plan: to make one, all of the catalogue is read.
         if self._going_on and (parts := self._shares()):
             refusal = self._rule(names, parts)
+            # Entering and planning a large catalogue take far more than making its images.
+            give_back()
             self._generate(parts if refusal is None else self._shares())
         if not lagging <= self._written:
             self._mend_tables()
