@@ -141,7 +141,7 @@ class SimulatorProcess:
         """Replace the fault script. Raises `UserError` when a rule is wrong."""
         self._ask("POST", "/simulator/faults", {"rules": list(rules)})
 
-    def wait_for(self, event: str, times: int = 1, timeout_s: float = 10.0) -> None:
+    def wait_for(self, event: str, times: int = 1, timeout_s: float = 120.0) -> None:
         """Wait until the book has that many rows of an event. Raises `TimeoutError`."""
         deadline = time.monotonic() + timeout_s
         while self.stats()["events"].get(event, 0) < times:

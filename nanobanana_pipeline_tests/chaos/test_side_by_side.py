@@ -5,9 +5,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from nanobanana_pipeline.generation.shard_run import generate_shard
 from nanobanana_pipeline.ledger.ledger import Ledger
-from nanobanana_pipeline.ledger.schema import attempts
+from nanobanana_pipeline.ledger.schema import attempts, leases
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 from nanobanana_pipeline_tests.servers.many_machines import as_machine
@@ -81,9 +81,23 @@ def workers(pipeline: Pipeline, *runs: str, apart: bool = False) -> Generator[li
 
 
 def different(column: sa.Column[str], pipeline: Pipeline) -> int:
-    """How many different values a column of the attempts has: who really was at work, rather than too late."""
+    """How many different values a column has: of attempts, who really was at work, rather than too late."""
     with Ledger(pipeline.ledger_url or pipeline.settings.ledger) as ledger, ledger.database.read() as connection:
         return connection.execute(sa.select(sa.func.count(column.distinct()))).scalar_one()
+
+
+HELD = [{"fault": "slow_task", "seconds": 3000, "contains": "picture"}]
+"""Tasks that end when they are let go, and no sooner: whoever comes late does not come too late."""
+
+
+def let_go_when_at_work(pipeline: Pipeline, count: int, column: sa.Column[str]) -> None:
+    """Have the held tasks end, and hold no more, once the leases have so many different values of a column."""
+    ends = time.monotonic() + 120
+    while different(column, pipeline) < count:
+        assert time.monotonic() < ends, f"there are no {count} at work"
+        time.sleep(0.02)
+    pipeline.simulator.set_faults([])
+    pipeline.simulator.advance(6000)
 
 
 def stop_outside_a_transaction(process: "subprocess.Popen[str]", ledger: Path) -> None:
@@ -150,7 +164,9 @@ def test_the_cap_holds_at_every_commit_over_four_processes(
     pipeline.refresh()
     with Ledger(pipeline.ledger_url or pipeline.settings.ledger) as ledger:
         note_every_sum(ledger)
+        pipeline.simulator.set_faults(HELD)
         with workers(pipeline, "one", "two", "three", "four", apart=apart) as processes:
+            let_go_when_at_work(pipeline, 4, leases.c.run_id)
             for process in processes:
                 assert process.wait(240) == 0
         sums = sums_of_the_day(ledger)
@@ -173,11 +189,14 @@ def test_two_runs_of_one_shard_do_its_work_once(
     make: Make, database: str, second: str, request: pytest.FixtureRequest
 ) -> None:
     """Someone clicks twice, or a busy Dagster starts a run once more: the work is done once, and all of it is shown."""
-    pipeline = make(40, {"max_in_flight": 4, "budget_usd": 1000}, latency=0.8)
+    pipeline = make(40, {"max_in_flight": 4, "budget_usd": 1000}, latency=0.1)
     if database == "postgres":
         pipeline.ledger_url = request.getfixturevalue("postgres_url")
+    pipeline.refresh()
+    pipeline.simulator.set_faults(HELD)
     with workers(pipeline, "one", second) as (one, two):
-        assert (one.wait(120), two.wait(120)) == (0, 0)
+        let_go_when_at_work(pipeline, 2, leases.c.owner)
+        assert (one.wait(200), two.wait(200)) == (0, 0)
     assert sorted(pipeline.accepted()) == sorted(f"picture {n}" for n in range(40))
     assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
     assert different(attempts.c.owner, pipeline) == 2, "they did not work side by side"
@@ -188,10 +207,13 @@ def test_a_worker_that_was_stopped_past_its_lease_sends_nothing_that_another_has
     """A paused virtual machine, a closed laptop: when it wakes, the world has moved on."""
     pipeline = make(12, {"max_in_flight": 3, "budget_usd": 1000}, latency=600, url_lifetime=1e9)
     with workers(pipeline, "sleeper") as (sleeper,):
-        pipeline.simulator.wait_for("accepted", 3)
+        ends = time.monotonic() + 120
+        while pipeline.tasks_entered() < 3:
+            assert time.monotonic() < ends
+            time.sleep(0.05)
         stop_outside_a_transaction(sleeper, Path(pipeline.settings.output) / "ledger.sqlite")
         with workers(pipeline, "successor") as (successor,):
-            deadline = time.monotonic() + 100
+            deadline = time.monotonic() + 200
             while successor.poll() is None and time.monotonic() < deadline:
                 events = pipeline.simulator.stats()["events"]
                 # Only while a task runs: result URLs grow old by the same clock.
@@ -201,7 +223,7 @@ def test_a_worker_that_was_stopped_past_its_lease_sends_nothing_that_another_has
             assert successor.returncode == 0
         assert len(pipeline.accepted()) == 12
         sleeper.send_signal(signal.SIGCONT)
-        sleeper.wait(30)
+        sleeper.wait(120)
     assert len(pipeline.accepted()) == 12
     assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
     pipeline.assert_books_agree()
@@ -214,7 +236,9 @@ def test_the_providers_limits_hold_over_three_hosts(make: Make, postgres_url: st
     pipeline = make(60, {"shard_size": 15, "budget_usd": 1000, **limits}, latency=0.2, **limits)
     pipeline.ledger_url = postgres_url
     pipeline.refresh()
+    pipeline.simulator.set_faults(HELD)
     with workers(pipeline, "one", "two", "three", apart=True) as processes:
+        let_go_when_at_work(pipeline, 3, leases.c.run_id)
         for process in processes:
             assert process.wait(120) == 0
     assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
@@ -233,12 +257,16 @@ def test_a_small_run_is_done_long_before_the_large_one_beside_it(make: Make) -> 
         with pipeline.open() as workspace:
             generate_shard(workspace, shard, lambda: pipeline.provider(workspace), pipeline.options())
 
-    large = threading.Thread(target=run, args=("cat-000000",))
-    large.start()
-    pipeline.simulator.wait_for("accepted", 8)
-    run("small-000000")
-    taken = [prompt for prompt in pipeline.accepted() if prompt.startswith("picture")]
-    large.join(120)
+    pipeline.simulator.set_faults(HELD)
+    with ThreadPoolExecutor(2) as threads:
+        large = threads.submit(run, "cat-000000")
+        pipeline.simulator.wait_for("accepted", 4)
+        small = threads.submit(run, "small-000000")
+        let_go_when_at_work(pipeline, 2, leases.c.owner)
+        small.result()
+        large.result()
+    taken = pipeline.accepted()
+    assert len(taken) == 86
     # Side by side they take 6 each; to be done first, it waits for no more than that and what was under way.
-    assert len(taken) < 50
-    assert len(pipeline.accepted()) == 86
+    last = max(place for place, prompt in enumerate(taken) if prompt.startswith("small"))
+    assert last < 50

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import sqlalchemy as sa
 
 from nanobanana_pipeline.generation.client import HttpProvider, Timeouts
 from nanobanana_pipeline.generation.intake import RefreshReport, refresh
@@ -16,6 +17,7 @@ from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.generation.shard_run import RunOptions, ShardReport, generate_shard
 from nanobanana_pipeline.generation.stopping import StopSwitch
 from nanobanana_pipeline.generation.workspace import Workspace
+from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.object_stores.opening import open_uri
 from nanobanana_pipeline.settings import Settings, load_settings
 from nanobanana_pipeline.simulator.process import SimulatorProcess
@@ -23,7 +25,10 @@ from nanobanana_pipeline.simulator.process import SimulatorProcess
 QUICK = Patience(
     submit_backoff_s=0.01, download_backoff_s=0.005, not_found_s=0.2, stop_grace_s=3.0, submit_timeout_s=1.0
 )
-QUICK_TIMEOUTS = Timeouts(connect_s=0.5, submit_s=1.0, poll_s=1.0, download_s=10.0, idle_s=0.5)
+AMPLE_TIMEOUTS = Timeouts(connect_s=30.0, submit_s=60.0, poll_s=60.0, download_s=120.0, idle_s=60.0)
+"""Nothing that is only slow, on a busy machine, is lost: a submit without its answer would be of unknown outcome."""
+SHORT_TIMEOUTS = replace(AMPLE_TIMEOUTS, connect_s=0.9, submit_s=1.0)
+"""Where an answer that does not come is the fault."""
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Pipeline:
     bucket: str | None = None
     """Where output and catalogue are, instead of the folder."""
     knobs: dict[str, Any] = field(default_factory=dict)
-    timeouts: Timeouts = QUICK_TIMEOUTS
+    timeouts: Timeouts = AMPLE_TIMEOUTS
     runs: int = 0
 
     @property
@@ -123,6 +128,12 @@ class Pipeline:
     def accepted(self) -> list[str]:
         """The prompts of all submits that became a task."""
         return [row["prompt"] for row in self.simulator.book if row["event"] == "accepted"]
+
+    def tasks_entered(self, catalogue: str = "cat") -> int:
+        """How many tasks the ledger knows of: who is killed before has requests of unknown outcome."""
+        query = sa.select(sa.func.count(schema.attempts.c.task_id)).where(schema.attempts.c.catalogue == catalogue)
+        with self.open() as workspace, workspace.ledger.database.read() as connection:
+            return connection.execute(query).scalar_one()
 
     def assert_books_agree(self) -> None:
         """Every billed call is covered by an attempt, to the micro-dollar; nothing was billed twice for one attempt."""
