@@ -22,7 +22,7 @@ from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwi
 from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.ledger.work import open_attempts
 from nanobanana_pipeline.simulator.faults import FAULTS
-from nanobanana_pipeline_tests.generation.pipelines import QUICK_TIMEOUTS, Pipeline
+from nanobanana_pipeline_tests.generation.pipelines import SHORT_TIMEOUTS, Pipeline
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,8 @@ def run_cases(pipeline: Pipeline, cases: list[Case]) -> None:
 def test_every_fault_ends_as_it_should_and_is_accounted_for(pipelines: Callable[..., Pipeline], group: str) -> None:
     """An image or a reason for every prompt, and every cent where the provider's book has it."""
     pipeline = pipelines(knobs={"task_deadline_s": 1 if group == "overdue" else 60, "budget_usd": "1000"})
-    # Patience where no fault is about time: a busy machine would make unknown outcomes of what is only slow.
-    slow = 1.0 if group == "unknown" else 30.0
-    pipeline.timeouts = replace(QUICK_TIMEOUTS, submit_s=slow, poll_s=30.0, idle_s=30.0)
+    if group == "unknown":
+        pipeline.timeouts = SHORT_TIMEOUTS
     cases = GROUPS[group]
     run_cases(pipeline, cases)
     pipeline.simulator.advance(60)
@@ -261,6 +260,7 @@ async def _stopping_after(provider: HttpProvider, stop: StopSwitch, *, submits: 
 def test_a_held_outcome_is_never_sent_again_by_itself(pipelines: Callable[..., Pipeline]) -> None:
     """However often it is run: what may have been billed is a person's to decide."""
     pipeline = pipelines(knobs={"task_deadline_s": 1})
+    pipeline.timeouts = SHORT_TIMEOUTS
     run_cases(pipeline, UNKNOWN)
     submits = len(pipeline.accepted())
     for _ in range(2):

@@ -1,11 +1,10 @@
 """The main job without Dagster: prompts in, images and tables out, and nothing paid twice however often it is run."""
 
-import asyncio
 import sqlite3
-import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +12,16 @@ import pytest
 
 from nanobanana_pipeline.catalogue.identity import Request
 from nanobanana_pipeline.errors import UserError
+from nanobanana_pipeline.generation.admissions import Admissions
 from nanobanana_pipeline.generation.answers import Accepted, Refused, Unknown
-from nanobanana_pipeline.generation.client import HttpProvider, Timeouts
+from nanobanana_pipeline.generation.client import HttpProvider
+from nanobanana_pipeline.generation.engine import Engine
 from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.shard_run import generate_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
 from nanobanana_pipeline.ledger.work import Rerun
 from nanobanana_pipeline_tests.catalogue.samples import write_mixed_catalogue
-from nanobanana_pipeline_tests.generation.pipelines import QUICK, QUICK_TIMEOUTS, Pipeline
+from nanobanana_pipeline_tests.generation.pipelines import QUICK, Pipeline
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -176,51 +177,70 @@ def test_a_stopped_run_leaves_what_is_in_flight_to_the_next(pipelines: Callable[
 def test_a_stop_waits_for_answers_no_longer_than_it_is_to(pipelines: Callable[..., Pipeline]) -> None:
     """Whoever stops a run ends it by force before long, and then its tables are not written."""
     pipeline = pipelines()
-    pipeline.timeouts = replace(QUICK_TIMEOUTS, submit_s=60)
     pipeline.simulator.set_faults([{"prompt": "slow", "fault": "slow_answer", "seconds": 40}])
     pipeline.write([{"prompt_id": "slow", "prompt": "slow"}])
     stop = StopSwitch()
     with pipeline.open() as workspace:
         (shard,) = refresh(workspace).shards
         options = pipeline.options(patience=replace(QUICK, stop_grace_s=0.2))
-        threading.Timer(1, stop.throw).start()
-        with pytest.raises(RunInterruptedError):
-            generate_shard(workspace, shard, lambda: pipeline.provider(workspace), options, stop=stop)
+
+        def stop_once_sent() -> None:
+            pipeline.simulator.wait_for("accepted")
+            stop.throw()
+
+        with ThreadPoolExecutor(1) as thread:
+            stopping = thread.submit(stop_once_sent)
+            with pytest.raises(RunInterruptedError):
+                generate_shard(workspace, shard, lambda: pipeline.provider(workspace), options, stop=stop)
+            stopping.result()
     # An answer would have been waited for, had it come: then this was no stop in time.
     (attempt,) = pipeline.attempts("slow")
     assert attempt["state"] == "submitting"
 
 
-def test_what_is_admitted_when_the_run_has_ended_is_given_back(pipelines: Callable[..., Pipeline]) -> None:
+def test_what_is_admitted_when_the_run_has_ended_is_given_back(
+    pipelines: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An admission that the ledger kept waiting until after a stop is sent by nobody: it is no unknown outcome."""
     pipeline = pipelines(knobs={"requests_per_minute": 60}, latency=60.0)
     pipeline.write([{"prompt_id": f"p{n}", "prompt": f"p{n}"} for n in range(2)])
     stop = StopSwitch()
+    ask, settle_down = Admissions._round, Engine._settle_down
     with pipeline.open() as workspace:
         (shard,) = refresh(workspace).shards
         path = str(workspace.ledger.database.engine.url.database)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
 
-        @asynccontextmanager
-        async def holding_the_ledger() -> AsyncGenerator[HttpProvider]:
-            """The provider; with its first answer someone takes the ledger, and gives it back after the stop."""
-            async with pipeline.provider(workspace) as provider:
-                submit = provider.submit
+            @asynccontextmanager
+            async def holding_the_ledger() -> AsyncGenerator[HttpProvider]:
+                """The provider; with its first answer someone takes the ledger, and gives it back after the stop."""
+                async with pipeline.provider(workspace) as provider:
+                    submit = provider.submit
 
-                async def submit_and_hold(request: Request, idempotency_key: str) -> Accepted | Refused | Unknown:
-                    answer = await submit(request, idempotency_key)
-                    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                    other.execute("BEGIN IMMEDIATE")
-                    # The second is asked for when its second has come.
-                    asyncio.get_running_loop().call_later(1.6, stop.throw)
-                    threading.Timer(3.0, other.close).start()
-                    return answer
+                    async def submit_and_hold(request: Request, idempotency_key: str) -> Accepted | Refused | Unknown:
+                        answer = await submit(request, idempotency_key)
+                        other.execute("BEGIN IMMEDIATE")
+                        return answer
 
-                provider.submit = submit_and_hold
-                yield provider
+                    provider.submit = submit_and_hold
+                    yield provider
 
-        options = pipeline.options(patience=replace(QUICK, stop_grace_s=0.2))
-        with pytest.raises(RunInterruptedError):
-            generate_shard(workspace, shard, holding_the_ledger, options, stop=stop)
+            async def ask_and_stop(admissions: Admissions) -> float | None:
+                if other.in_transaction:
+                    stop.throw()
+                return await ask(admissions)
+
+            async def settle_down_and_give_back(engine: Engine) -> None:
+                await settle_down(engine)
+                if other.in_transaction:
+                    other.execute("ROLLBACK")
+
+            monkeypatch.setattr(Admissions, "_round", ask_and_stop)
+            monkeypatch.setattr(Engine, "_settle_down", settle_down_and_give_back)
+            # So long that the second's second, before which it is not admitted, has come when the ledger is back.
+            options = pipeline.options(patience=replace(QUICK, stop_grace_s=1.5))
+            with pytest.raises(RunInterruptedError):
+                generate_shard(workspace, shard, holding_the_ledger, options, stop=stop)
     states = {row["prompt_id"]: row["state"] for row in pipeline.table("attempts")}
     assert states == {"p0": "submitted", "p1": "refused"}
     assert pipeline.accepted() == ["p0"]
@@ -259,8 +279,6 @@ def test_the_cap_defers_the_rest_with_the_reason_and_a_higher_one_picks_it_up(
 def test_bad_rows_are_told_why_and_the_good_ones_become_images(pipelines: Callable[..., Pipeline]) -> None:
     """One bad row ends a whole run elsewhere; here 60 ways to be wrong leave 140 images and 60 reasons."""
     pipeline = pipelines(knobs={"budget_usd": 100})
-    # All sizes there are, drawn while it answers: slow is not lost.
-    pipeline.timeouts = Timeouts()
     folder = pipeline.folder / "catalogue"
     folder.mkdir()
     mixed = write_mixed_catalogue(folder, "mixed")

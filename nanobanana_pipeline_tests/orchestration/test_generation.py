@@ -170,12 +170,12 @@ def test_a_stop_ends_as_canceled_and_the_next_run_goes_on(orchestra: Orchestra) 
     session = Session()
 
     def stop_when_in_flight(_shard: str, tally: Tally) -> None:
-        if tally.submitted:
+        if tally.submitted == 4:
             session.stop.throw()
 
     session.on_progress = stop_when_in_flight
     orchestra.session = session
-    orchestra.pipeline.simulator.set_faults([{"fault": "slow_task", "seconds": 30}])
+    orchestra.pipeline.simulator.set_faults([{"fault": "slow_task", "seconds": 300}])
     stopped = orchestra.generate()
     assert orchestra.run_of(stopped).status is dg.DagsterRunStatus.CANCELED
     assert Ended.noted_on(orchestra.run_of(stopped)) is Ended.BY_A_SIGNAL
@@ -184,7 +184,7 @@ def test_a_stop_ends_as_canceled_and_the_next_run_goes_on(orchestra: Orchestra) 
     assert len(observed) == 1
 
     orchestra.session = None
-    orchestra.pipeline.simulator.advance(60)
+    orchestra.pipeline.simulator.advance(600)
     assert orchestra.generate().success
     assert {row["status"] for row in orchestra.pipeline.table("results")} == {"succeeded"}
     assert len(orchestra.pipeline.accepted()) == 4
