@@ -219,7 +219,7 @@ def test_a_refund_of_an_earlier_invoice_s_charge_is_no_price(world: Callable[...
 
 def test_an_abandoned_attempt_that_was_billed_is_at_risk_no_longer(world: Callable[..., World], tmp_path: Path) -> None:
     """Giving up on a task frees no money, as it may have been billed; the invoice that says so does."""
-    made = world(faults=[{"fault": "slow_task", "seconds": 2, "times": 1}], task_deadline_s=1)
+    made = world(faults=[{"fault": "slow_task", "seconds": 3600, "times": 1}], task_deadline_s=1)
     made.catalogue("one", rows(1))
     made.run()
     made.run(resubmit_unknown=True)
