@@ -228,7 +228,7 @@ def test_adopting_waits_for_a_registration(world: Callable[..., World]) -> None:
         workspace.ledger.register(
             "cat", rows(), default_resolution=SPEC.default_resolution, shard_size=1000, complete=lambda: True
         )
-        adopting.join(30)
+        adopting.join(120)
         mend_tables(workspace)
     pipeline.run()
     assert pipeline.results() == results

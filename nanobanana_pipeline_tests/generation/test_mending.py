@@ -77,7 +77,7 @@ def test_two_first_repairs_at_once_note_what_each_has_taken_away(ledger_url: str
             return names | {"images"}
 
         mending._note_to_rebuild(workspace, beside_the_other)
-        other.join(30)
+        other.join(120)
         assert mending._to_rebuild(workspace) == {"images", "prompts"}
 
 

@@ -104,5 +104,5 @@ def test_hosts_that_ask_at_the_same_moment_do_not_fill_the_same_room(postgres_ur
             second.start()
             second.join(0.5)
             assert second.is_alive()
-        second.join(30)
+        second.join(120)
         assert found == [0]

@@ -1,6 +1,7 @@
 """Catalogues in the book: nobody moves, nothing paid is forgotten, and what can't be read isn't taken for removed."""
 
 import threading
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -155,9 +156,22 @@ def test_an_edit_beside_a_worker_leaves_the_item_where_the_worker_brings_it(post
             editing.start()
             editing.join(0.5)
             assert editing.is_alive()
-        editing.join(30)
+        editing.join(120)
         (work,) = ledger.shard_work()
         assert (work.states, work.priority) == ({ITEM_STATE_OF[attempt.state]: 1}, 0)
+
+
+def wait_until_held_up(ledger: Ledger) -> None:
+    """Until somebody waits for a row that another holds."""
+    waits = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    ends = time.monotonic() + 120
+    while True:
+        with ledger.database.read() as connection:
+            if connection.execute(waits).scalar_one():
+                return
+        assert time.monotonic() < ends
 
 
 @pytest.mark.postgres
@@ -173,10 +187,10 @@ def test_a_registration_that_is_in_a_workers_way_is_made_again(postgres_url: str
             postings.execute(hold, {"which": second.item_id})
             editing = threading.Thread(target=lambda: reports.append(enter(ledger, rows)))
             editing.start()
-            # Whoever has waited for a second looks for a deadlock, and is the one that is ended.
-            editing.join(0.5)
+            # Whoever has waited for a second looks for a deadlock, and is ended: it must have come first.
+            wait_until_held_up(ledger)
             postings.execute(hold, {"which": first.item_id})
-        editing.join(30)
+        editing.join(120)
         assert [(report.relabelled, report.prompts) for report in reports] == [(2, 2)]
         assert [(it.prompt_id, it.priority) for it in waiting(ledger)] == [
             (second.prompt_id, 2),
