@@ -110,7 +110,7 @@ def test_a_slow_answer_comes_in_the_end(talk: Talk, prompt: str) -> None:
     """Longer than a client may want to wait; here simulated time makes it short."""
     strike(talk, "slow_answer", seconds=3_600)
     parts = urlsplit(talk.simulator.base_url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
     try:
         connection.request(
             "POST",

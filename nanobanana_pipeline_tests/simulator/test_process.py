@@ -21,7 +21,7 @@ COMMAND = [sys.executable, "-m", "nanobanana_pipeline.simulator", "--port", "0"]
 
 def wait_until_gone(pid: int) -> None:
     """Wait for the end of a process that isn't ours to wait for."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while _is_alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -50,8 +50,8 @@ def test_the_command_says_when_it_is_ready_and_ends_on_a_signal(number: signal.S
         about = send("GET", ready["base_url"]).json
         book_was_there = Path(ready["book"]).exists()
         process.send_signal(number)
-        assert process.wait(timeout=10) == 0
-        output, errors = process.communicate(timeout=10)
+        assert process.wait(timeout=120) == 0
+        output, errors = process.communicate(timeout=120)
 
     assert about["images_url"] == ready["images_url"]
     assert ready["pid"] == process.pid
@@ -71,10 +71,12 @@ def test_it_ends_though_a_request_hangs(prompt: str) -> None:
                 f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
             )
             simulator.wait_for("accepted")
-            start = time.monotonic()
+            process = simulator._process
             simulator.stop()
 
-    assert time.monotonic() - start < 5
+    # By itself: else it is killed.
+    assert process is not None
+    assert process.returncode == 0
     assert [row["event"] for row in simulator.book] == ["accepted"]
 
 

@@ -29,7 +29,7 @@ def answers(endpoint: Endpoint) -> bool:
     """Whether the simulator is there."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(endpoint.base_url, timeout=5) as answer:
+        with opener.open(endpoint.base_url, timeout=120) as answer:
             return answer.headers["X-Nanobanana-Simulator"] == "1"
     except OSError:
         return False
@@ -44,7 +44,7 @@ def hosts(folder: Path) -> list[int]:
 
 def wait_until_gone(folder: Path) -> None:
     """Wait until nothing runs for the folder any more."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while hosts(folder):
         assert time.monotonic() < deadline, f"{hosts(folder)} are still there"
         time.sleep(0.05)
