@@ -36,6 +36,6 @@ def test_script_makes_the_sample_again(tmp_path: Path) -> None:
     """A binary file in a repository is only as good as the way to make it again."""
     made = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
     for path in made:
-        subprocess.run([sys.executable, str(SCRIPT), str(path)], check=True, timeout=60)
+        subprocess.run([sys.executable, str(SCRIPT), str(path)], check=True, timeout=200)
     assert made[0].read_bytes() == made[1].read_bytes()
     assert pq.read_table(made[0]).equals(pq.read_table(SAMPLE))

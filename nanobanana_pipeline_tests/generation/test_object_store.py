@@ -44,7 +44,7 @@ def remote(tmp_path: Path, simulator: Callable[..., SimulatorProcess], bucket: s
 
 def fetched(link: str) -> bytes:
     """What a browser without any key gets by a link."""
-    with urllib.request.urlopen(link, timeout=10) as answer:  # noqa: S310 - a store of ours
+    with urllib.request.urlopen(link, timeout=60) as answer:  # noqa: S310 - a store of ours
         return answer.read()
 
 

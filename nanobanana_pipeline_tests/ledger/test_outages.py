@@ -16,7 +16,7 @@ from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.outages import told
 from nanobanana_pipeline_tests.ledger import books
 
-SOON_S = 10
+SOON_S = 120
 
 
 @pytest.fixture

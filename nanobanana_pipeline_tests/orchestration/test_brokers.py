@@ -95,7 +95,7 @@ class Workshop:
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Until `condition` holds."""
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 200
         while not condition():
             assert self.worker.alive, self.worker.log.read_text()[-3000:]
             assert time.monotonic() < ends, self.worker.log.read_text()[-3000:]

@@ -26,7 +26,7 @@ from nanobanana_pipeline_tests.servers.services import free_port
 
 S3_KEY: Final = "test:tester"
 S3_SECRET: Final = "testing"
-_READY_S: Final = 60.0
+_READY_S: Final = 200.0
 
 
 class OtherStore(Protocol):
@@ -60,7 +60,7 @@ class LocalBucket:
     def make_bucket(self, name: str) -> str:
         """Make an empty bucket."""
         request = urllib.request.Request(f"http://127.0.0.1:{self._port}/{name}", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
+        urllib.request.urlopen(request, timeout=60).close()  # noqa: S310
         return name
 
     @classmethod
@@ -162,7 +162,7 @@ class Azurite:
         words = "\n".join(["PUT" + "\n" * 11, *(f"{key}:{value}" for key, value in headers.items()), resource])
         signature = hmac.digest(base64.b64decode(self._key), words.encode(), hashlib.sha256)
         headers["Authorization"] = f"SharedKey {self._account}:{base64.b64encode(signature).decode()}"
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         connection.request(
             "PUT", f"/{self._account}/{name}?restype=container", headers=headers | {"Content-Length": "0"}
         )

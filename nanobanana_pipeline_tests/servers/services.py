@@ -20,8 +20,8 @@ from typing_extensions import override
 
 HOST: Final = "127.0.0.1"
 _PORTS: Final = (20_000, 30_000)
-_START_LIMIT_S: Final = 60.0
-_END_LIMIT_S: Final = 20.0
+_START_LIMIT_S: Final = 200.0
+_END_LIMIT_S: Final = 60.0
 _POSTGRES_BIN: Final = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
 
 

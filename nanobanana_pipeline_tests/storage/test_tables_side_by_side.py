@@ -52,7 +52,7 @@ def test_writers_of_different_shards_both_succeed(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(200)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     found = Counter((row["shard"], row["run_id"]) for row in Tables(tmp_path).read("results").to_pylist())
     assert found == {(shard, "11"): 2 for shard in shards}
@@ -69,7 +69,7 @@ def test_writers_of_the_same_shard_end_at_the_ledgers_state(tmp_path: Path) -> N
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(200)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     found = [row["run_id"] for row in Tables(tmp_path).read("results").to_pylist()]
     assert found == ["30", "30", "30"]
