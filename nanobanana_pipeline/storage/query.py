@@ -11,6 +11,7 @@ import io
 import re
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -106,9 +107,13 @@ def run_query(output: str | Path, sql: str, fmt: Format = "table", limit: int | 
     formulas, `json` is one array of objects. Raises `UserError` when the statement is wrong or does more than read.
     """
     with _connected(output) as connection:
-        try:
+
+        def answer() -> str | bytes:
             _check_reads(connection, sql)
             return _WRITERS[fmt](_renamed(connection.sql(sql).to_arrow_reader(_BATCH_ROWS)), limit)
+
+        try:
+            return _stoppable(connection, answer)
         except duckdb.IOException:
             raise
         except duckdb.Error as error:
@@ -131,6 +136,19 @@ def _connected(output: str | Path) -> Generator[duckdb.DuckDBPyConnection]:
                 "set TMPDIR to a folder with room"
             ) from error
         raise UserError(f"a data file can't be read ({_in_one_line(error)}): run `nanobanana repair`") from error
+
+
+def _stoppable(connection: duckdb.DuckDBPyConnection, work: Callable[[], str | bytes]) -> str | bytes:
+    """What `work` gives. A signal that ends the wait for it ends the query, too: DuckDB itself listens to none."""
+    with ThreadPoolExecutor(1, thread_name_prefix="query") as pool:
+        answer = pool.submit(work)
+        try:
+            return answer.result()
+        finally:
+            while not answer.done():
+                # More than once: it may just have been about to begin.
+                connection.interrupt()
+                wait([answer], timeout=0.1)
 
 
 def _check_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> None:

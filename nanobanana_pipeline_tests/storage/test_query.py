@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import signal
 import tempfile
+import threading
+import time
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -286,6 +289,16 @@ def test_names_in_the_callers_code_are_not_tables(output: Path) -> None:
     with connect(output) as connection, pytest.raises(duckdb.CatalogException):
         connection.sql("SELECT * FROM secret")
     assert secret.num_rows == 1
+
+
+def test_a_long_query_can_be_stopped(output: Path) -> None:
+    """Ctrl-C was not heard before the end of the query, or ended it as a defect of ours."""
+    stop = threading.Timer(0.5, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    began = time.monotonic()
+    stop.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_query(output, "SELECT count(*) AS n FROM range(5_000_000_000) t(i) WHERE hash(i) % 7 = 3")
+    assert time.monotonic() - began < 10
 
 
 def test_queries_side_by_side_spill_to_folders_of_their_own(output: Path) -> None:
