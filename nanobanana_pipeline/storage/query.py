@@ -118,6 +118,11 @@ def run_query(output: str | Path, sql: str, fmt: Format = "table", limit: int | 
             raise
         except duckdb.Error as error:
             raise UserError(f"the query failed: {_in_one_line(error)}") from error
+        except OSError as error:
+            # So Arrow passes on what DuckDB meets when the first rows of the answer are out.
+            if str(error).startswith("IO Error"):
+                raise duckdb.IOException(str(error)) from error
+            raise UserError(f"the query failed: {_in_one_line(error)}") from error
         except (pa.ArrowException, OverflowError) as error:
             # DATE '10000-01-01' and 'infinity' have no form in Python, INTERVAL none in Parquet.
             raise UserError(f"the answer has a value that {fmt} can't hold ({error}): cast it to VARCHAR") from error
@@ -168,9 +173,9 @@ def _first_word(sql: str) -> str:
     return found[1].lower() if found else ""
 
 
-def _in_one_line(error: duckdb.Error) -> str:
+def _in_one_line(error: duckdb.Error | OSError) -> str:
     # What follows the first paragraph is the statement again, with a caret under the place.
-    return str(error).partition("\n\nLINE ")[0]
+    return " ".join(str(error).partition("\n\nLINE ")[0].split("\n"))
 
 
 def _over_files(snapshot: Snapshot) -> str:
