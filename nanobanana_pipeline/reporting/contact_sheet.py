@@ -65,10 +65,10 @@ def contact_sheet(workspace: Workspace, shard: str | None = None, *, catalogue: 
     """The sheet of a shard, a catalogue, or everything; missing thumbnails of the images on it are made."""
     total, chosen = _choose(workspace, Scope(catalogue=catalogue, shard=shard))
     store = workspace.images
-    shown = [image for image, there in make_missing(store, chosen) if there]
-    if not shown:
+    small = [read_thumbnail(store, image) for image, there in make_missing(store, chosen) if there]
+    pictures = [ImageOps.fit(picture, (_FULL_CELL, _FULL_CELL)) for picture in small if picture is not None]
+    if not pictures:
         return ContactSheet("No images yet.", "No images yet.", None, total)
-    pictures = [ImageOps.fit(read_thumbnail(store, image.sha256), (_FULL_CELL, _FULL_CELL)) for image in shown]
     path = f"sheets/{safe_name(shard or catalogue or 'all')}.webp"
     store.write(path, _sheet(pictures, _FULL_COLUMNS, _FULL_CELL, quality=80, method=1))
     caption = f"{total:,} image{'s' * (total != 1)}"

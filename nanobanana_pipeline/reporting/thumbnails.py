@@ -29,6 +29,8 @@ _MOST_SIDE: Final = 8 * LEAST_SIDE
 _QUALITY: Final = 72
 _CHUNK: Final = 256
 _MOST_THREADS: Final = 8
+# What Pillow's decoders raise for torn files, and what a missing file or a path out of the output raises.
+_UNREADABLE: Final = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +69,27 @@ def make_missing(store: ImageStore, images: Iterable[Pictured]) -> Iterator[tupl
             yield from zip(chunk, pool.map(partial(_ensure, store), chunk), strict=True)
 
 
-def read_thumbnail(store: ImageStore, sha256: str) -> Image.Image:
-    """A thumbnail that is there, decoded."""
-    picture = Image.open(io.BytesIO(store.read(thumbnail_path(sha256))), formats=("WEBP",))
+def read_thumbnail(store: ImageStore, image: Pictured) -> Image.Image | None:
+    """The thumbnail of an image, decoded, and made anew where a copy of the output tore it; None if that can't be."""
+    try:
+        return _decoded(store, image)
+    except _UNREADABLE:
+        return _decoded(store, image) if _make(store, image) else None
+
+
+def _decoded(store: ImageStore, image: Pictured) -> Image.Image:
+    picture = Image.open(io.BytesIO(store.read(thumbnail_path(image.sha256))), formats=("WEBP",))
     return picture.convert("RGBA")
 
 
 def _ensure(store: ImageStore, image: Pictured) -> bool:
-    path = thumbnail_path(image.sha256)
-    if store.exists(path):
-        return True
+    return store.exists(thumbnail_path(image.sha256)) or _make(store, image)
+
+
+def _make(store: ImageStore, image: Pictured) -> bool:
     try:
-        store.write(path, _thumbnail(store.read(image.path)))
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-        # What Pillow's decoders raise for torn files, and what a missing file or a path out of the output raises.
+        store.write(thumbnail_path(image.sha256), _thumbnail(store.read(image.path)))
+    except _UNREADABLE:
         return False
     return True
 

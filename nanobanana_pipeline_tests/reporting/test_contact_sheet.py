@@ -62,6 +62,21 @@ def test_pictures_that_compress_badly_still_fit() -> None:
     assert len(_fitting(noise, _STRIP_LADDER, "24 images", INLINE_CHARS)) < INLINE_CHARS
 
 
+@pytest.mark.parametrize("left", [0, 7, -200])
+def test_a_torn_thumbnail_is_made_anew(world: Callable[..., World], left: int) -> None:
+    """Left by a copy of the output that broke off, it failed every run of its shard from then on."""
+    made = world()
+    made.catalogue("plain", rows(2))
+    made.run()
+    whole = contact_sheet(made.workspace)
+    torn, *_ = Path(made.workspace.output, "thumbnails").rglob("*.webp")
+    before = torn.read_bytes()
+    torn.write_bytes(before[:left])
+
+    assert contact_sheet(made.workspace) == whole
+    assert torn.read_bytes() == before
+
+
 def test_thumbnails_are_made_once(world: Callable[..., World]) -> None:
     """Twenty thousand images take minutes: not at every report."""
     made = world()
