@@ -82,7 +82,8 @@ def _read_prices(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, what: str, variable: str) -> dict[str, Any]:
     try:
-        return _parse(path.read_text(encoding="utf-8"))
+        # With a mark at the beginning, as Windows' editors put it there.
+        return _parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"can't read the {what} {path}: {error.strerror}; correct {variable}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -99,7 +99,7 @@ def load_mapping(path: str | Path | None) -> Mapping:
     if path is None:
         return Mapping.model_validate({})
     try:
-        return Mapping.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        return Mapping.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise UserError(f"can't read the mapping {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

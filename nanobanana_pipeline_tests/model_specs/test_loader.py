@@ -179,6 +179,12 @@ def test_unreadable_price_file(tmp_path: Path, name: str) -> None:
         load_spec(prices=tmp_path / name)
 
 
+def test_a_price_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    """The mark that it begins with was a statement that is no TOML, at a place where nothing can be seen."""
+    path = _price_file(tmp_path, f"\ufeff{OWN_PRICES}")
+    assert load_spec(prices=path).prices[0].version == "contract-7"
+
+
 def test_price_file_of_another_encoding(tmp_path: Path) -> None:
     """Bytes that are no text are as wrong as words that are no TOML."""
     path = tmp_path / "prices.toml"

@@ -13,7 +13,7 @@ import pytest
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.reporting.costs import summary
-from nanobanana_pipeline.reporting.invoice import Mapping, read_invoice
+from nanobanana_pipeline.reporting.invoice import Mapping, load_mapping, read_invoice
 from nanobanana_pipeline.reporting.reconcile import Reconciliation, Status, reconcile
 from nanobanana_pipeline_tests.reporting.conftest import World, rows
 
@@ -262,6 +262,13 @@ def test_what_can_not_be_read_is_said_in_one_line(tmp_path: Path, content: str, 
         return
     with pytest.raises(UserError, match=says):
         read_invoice(path, Mapping.model_validate({}))
+
+
+def test_a_mapping_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    """The mark that it begins with was a statement that is no TOML."""
+    path = tmp_path / "mapping.toml"
+    path.write_text("decimal = ','", encoding="utf-8-sig")
+    assert load_mapping(path).decimal == ","
 
 
 @pytest.mark.parametrize(
