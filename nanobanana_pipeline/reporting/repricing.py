@@ -41,7 +41,7 @@ class Repricing:
 
 
 def reprice(workspace: Workspace, *, on_progress: Callable[[int], None] | None = None) -> Repricing:
-    """Price every closed attempt anew that a price list priced, and write the tables of what changed.
+    """Price every closed attempt anew that a price list priced, and of whose day one is now; write what changed.
 
     `on_progress` is told how many attempts were looked at.
     """
@@ -94,18 +94,20 @@ def _changes(
         if on_progress is not None:
             on_progress(seen)
         for row in rows:
+            day = date.fromisoformat(row.day)
+            if not any(prices.covers(day) for prices in workspace.spec.prices):
+                continue  # a contract that begins today says nothing of last month
             images = images_given(row)
             if images is None:
                 report.left += 1
                 continue
-            cost = _price(workspace, row, images)
+            cost = _price(workspace, row, images, day)
             if (cost.micros, cost.price_version) != (row.cost_micros, row.price_version):
                 yield row, cost
 
 
-def _price(workspace: Workspace, row: Any, images: int) -> Cost:
+def _price(workspace: Workspace, row: Any, images: int, day: date) -> Cost:
     usage = Usage(row.prompt_tokens, row.completion_tokens, row.total_tokens)
-    day = date.fromisoformat(row.day)
     return cost_of(workspace.spec, usage, resolution=row.resolution, images=images, day=day)
 
 

@@ -42,6 +42,21 @@ def test_prices_that_come_late_restate_what_was_priced_by_a_list(world: Callable
     assert "negotiated" in tables.read("attempts").column("price_version").to_pylist()
 
 
+def test_prices_reach_back_no_further_than_they_are_valid(world: Callable[..., World]) -> None:
+    """A contract that begins later restated all that was paid before it, as the nearest list in time."""
+    made = world()
+    made.catalogue("one", rows(1))
+    made.run()
+    before = summary(made.workspace).cost_micros
+    prices = made.folder / "prices.toml"
+    prices.write_text(HALF_PRICE.replace("2026-01-01", "2999-01-01"))
+
+    with made.elsewhere(made.workspace.settings.model_copy(update={"prices": str(prices)})) as workspace:
+        assert reprice(workspace).attempts == 0
+
+    assert summary(made.workspace).cost_micros == before
+
+
 def test_a_ledger_adopted_from_the_tables_knows_what_several_images_cost(world: Callable[..., World]) -> None:
     """It has no addresses to count: two images became one, and half of what was paid was gone from the books.
 
