@@ -110,7 +110,7 @@ class EmailSink:
         try:
             with self._connected() as server:
                 server.send_message(mail)
-        except (OSError, smtplib.SMTPException) as error:
+        except (OSError, ValueError, smtplib.SMTPException) as error:
             # An SMTP error may repeat what was sent to the server, the password too.
             raise SinkError(f"the mail server {self._host} did not take an alert ({type(error).__name__})") from None
 

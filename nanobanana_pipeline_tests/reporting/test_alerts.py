@@ -264,6 +264,10 @@ def test_a_failure_names_the_place_but_no_secret() -> None:
     assert said == "the webhook at 127.0.0.1 can't be reached (BadStatusLine)"
     with mail_server("another") as (mailbox, port):
         assert "password" not in failure(EmailSink(f"smtp://me:a-password@127.0.0.1:{port}", ["a@example.com"], None))
+        # SMTP's passwords are ASCII, and the error of one that is not has all of it.
+        assert "password" not in failure(
+            EmailSink(f"smtp://me:p%C3%A4ssword@127.0.0.1:{port}", ["a@example.com"], None)
+        )
     assert not mailbox.mails
 
 
