@@ -71,7 +71,7 @@ def postgres_server(require: Callable[[str, bool, str], None]) -> URL:
     psycopg = pytest.importorskip("psycopg")
     server = make_url(os.environ.get("NANOBANANA_TEST_POSTGRES", LOCAL_POSTGRES))
     try:
-        psycopg.connect(_libpq(server), connect_timeout=3).close()
+        psycopg.connect(_libpq(server), connect_timeout=60).close()
     except psycopg.OperationalError as error:
         require("postgres", False, f"set NANOBANANA_TEST_POSTGRES to a server's URL ({error})")  # noqa: FBT003 - as above
     return server
@@ -87,7 +87,8 @@ def postgres_url(postgres_server: URL) -> Iterator[str]:
 
     name = f"nanobanana_test_{uuid4().hex[:12]}"
     with psycopg.connect(_libpq(postgres_server), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name}".encode())
+        # Not of template1: for as long as autovacuum is at work there, nobody may copy it.
+        server.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
         try:
             yield postgres_server.set(database=name).render_as_string(hide_password=False)
         finally:

@@ -155,7 +155,7 @@ def _has_postgres() -> bool:
     try:
         import psycopg  # noqa: PLC0415 - an optional dependency
 
-        psycopg.connect(_server(), connect_timeout=3).close()
+        psycopg.connect(_server(), connect_timeout=60).close()
     except Exception:  # noqa: BLE001 - whatever is missing, the kills go to SQLite then
         say("no PostgreSQL: all kills go to SQLite")
         return False
@@ -168,7 +168,7 @@ def _database() -> Generator[str]:
 
     name = f"nanobanana_chaos_{uuid4().hex[:12]}"
     with psycopg.connect(_server(), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name}".encode())
+        server.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
         try:
             yield _server().rpartition("/")[0] + f"/{name}"
         finally:

@@ -36,7 +36,7 @@ class World:
     def lose_ledger(self) -> None:
         """Someone deleted it."""
         if self.pipeline.ledger_url:
-            self._database("DROP DATABASE {name} WITH (FORCE)", "CREATE DATABASE {name}")
+            self._database("DROP DATABASE {name} WITH (FORCE)", "CREATE DATABASE {name} TEMPLATE template0")
             return
         for file in self._file.parent.glob("ledger.sqlite*"):
             file.unlink()

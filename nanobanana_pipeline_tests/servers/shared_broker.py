@@ -24,7 +24,7 @@ def rabbitmq_url() -> str:
 def answers(url: str) -> bool:
     """Whether somebody listens there."""
     try:
-        socket.create_connection(_place(url), timeout=3).close()
+        socket.create_connection(_place(url), timeout=60).close()
     except OSError:
         return False
     return True
