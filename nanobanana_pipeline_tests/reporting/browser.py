@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ARGUMENTS = (
     "--no-sandbox",
@@ -18,14 +18,18 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
+_LIMIT_MS = 120_000
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
+expect.set_options(timeout=_LIMIT_MS)
 
 
 @contextmanager
 def chromium_running() -> Generator[Browser]:
     """A headless Chromium."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=list(ARGUMENTS), timeout=_LIMIT_MS
+        )
         yield browser
         browser.close()
 
@@ -59,6 +63,7 @@ class Visit:
 def visit(browser: Browser, path: str | Path, **context: Any) -> Generator[Visit]:
     """Open a page, a file or a URL; further arguments are those of a browser context (`viewport`, …)."""
     opened = browser.new_context(**context)
+    opened.set_default_timeout(_LIMIT_MS)
     seen = Visit(opened.new_page())
     address = path if ":/" in str(path) else Path(path).as_uri()
     seen.page.goto(str(address))
