@@ -18,7 +18,7 @@ LINEAGE: Final = "/asset-groups?expanded=" + ",".join(
     f"global@global:{group}" for group in ("catalogue", "generation", "reporting")
 )
 RUN: Final = re.compile("^[0-9a-f]{8}$")
-_LIMIT_MS: Final = 90_000
+_LIMIT_MS: Final = 120_000
 _LOOKS_AT_MOST: Final = 12
 expect.set_options(timeout=_LIMIT_MS)
 # On each asset of the graph what stays true (not "3 minutes ago").
@@ -36,7 +36,7 @@ class Pages:
         """Go to one of Dagster's pages."""
         self.page.goto(self._url + path)
 
-    def shows(self, text: str | re.Pattern[str], *, within_s: float = 60.0) -> Locator:
+    def shows(self, text: str | re.Pattern[str], *, within_s: float = 120.0) -> Locator:
         """Wait until this text can be read somewhere on the page."""
         found = self.page.get_by_text(text).filter(visible=True).first
         found.wait_for(timeout=within_s * 1000)
