@@ -13,7 +13,7 @@ from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.e2e.command import LIMIT_S, Place, submits
 from nanobanana_pipeline_tests.servers.proxy import Proxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.timeout(600)]
 
 
 def read_until(window: int, words: str) -> str:
@@ -31,7 +31,9 @@ def test_a_wait_for_the_database_is_a_line_on_the_terminal_and_in_dagster(
     tmp_path: Path, simulator: Callable[..., SimulatorProcess], home: Path, postgres_url: str
 ) -> None:
     """Ten minutes without a word looked like a hang: people killed it, and with it the answers that it held."""
-    provider = simulator(latency=1.0, sigma=0.0, cached_picture=True)
+    provider = simulator(latency=0.1, sigma=0.0, cached_picture=True)
+    # It can't be over before the wire is cut.
+    provider.set_faults([{"fault": "slow_task", "seconds": 3000}])
     with Proxy(make_url(postgres_url).port or 5432) as wire:
         through_wire = make_url(postgres_url).set(host="127.0.0.1", port=wire.port)
         here = Place.with_provider(
@@ -40,8 +42,10 @@ def test_a_wait_for_the_database_is_a_line_on_the_terminal_and_in_dagster(
         here.furnish(home)
         here.catalogue({f"p{n}": f"a fox {n}" for n in range(12)})
         run, window = here.start_on_a_terminal("run")
-        provider.wait_for("accepted", 4, timeout_s=60)
+        provider.wait_for("accepted", 4)
         wire.cut()
+        provider.set_faults([])
+        provider.advance(6000)
         shown = read_until(window, "bring it back")
         assert "waiting for the ledger postgresql" in shown, shown
         wire.restore()

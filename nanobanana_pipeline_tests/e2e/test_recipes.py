@@ -17,7 +17,7 @@ from nanobanana_pipeline_tests.e2e import recipes
 from nanobanana_pipeline_tests.e2e.command import LIMIT_S, ROOT, Place, finish, submits
 from nanobanana_pipeline_tests.e2e.recipes import Step
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FOLLOWED: dict[str, str] = {
     "What happened?": "reporting/test_explain.py",
@@ -95,7 +95,7 @@ STUCK = "A shard is stuck"
 def test_a_killed_or_stopped_run_goes_on(trouble: Trouble, title: str) -> None:
     """What the provider had taken is asked about again, and paid for once."""
     trouble.catalogue()
-    trouble.provider.set_faults([{"fault": "slow_task", "seconds": 300}])
+    trouble.provider.set_faults([{"fault": "slow_task", "seconds": 3000}])
     process = trouble.here.start("run")
     trouble.wait_for_tasks(4)
     if title == CRASHED:
@@ -103,7 +103,7 @@ def test_a_killed_or_stopped_run_goes_on(trouble: Trouble, title: str) -> None:
         process.communicate()
     else:
         assert finish(process, number=signal.SIGTERM).code == 128 + signal.SIGTERM
-    trouble.provider.advance(600)
+    trouble.provider.advance(6000)
     status, run = trouble.follow(title)
     assert ("has died" in status.out) == (title == CRASHED)
     assert run.code == 0, run.err
