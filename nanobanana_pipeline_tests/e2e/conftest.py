@@ -14,7 +14,7 @@ from nanobanana_pipeline_tests.e2e.command import Place
 from nanobanana_pipeline_tests.e2e.dagster_dev import DagsterDev
 
 CTRL_C = b"\x03"
-_END_LIMIT_S = 90
+_END_LIMIT_S = 200
 
 
 @dataclass(slots=True)

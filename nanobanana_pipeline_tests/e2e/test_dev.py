@@ -20,21 +20,21 @@ from nanobanana_pipeline_tests.e2e.command import ROOT, Place, finish
 from nanobanana_pipeline_tests.e2e.conftest import Dev, marked
 from nanobanana_pipeline_tests.servers.services import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_the_terminal_closes_on_a_run_in_progress(
     tmp_path: Path, simulator: Callable[..., SimulatorProcess], dev: Dev
 ) -> None:
     """The run is stopped gracefully, its tables are true, and no process lives on to poll and write in secret."""
-    provider = simulator(latency=60.0, sigma=0.0)
+    provider = simulator(latency=600.0, sigma=0.0)
     here = Place.with_provider(tmp_path, provider)
     here.catalogue({f"p{i}": f"a drawing of the number {i}" for i in range(8)})
     terminal = dev(here)
     dagster = terminal.dagster
-    assert dagster.wait_for_end(dagster.materialize(["prompts", "rejected_prompts"]), 60) == "SUCCESS"
+    assert dagster.wait_for_end(dagster.materialize(["prompts", "rejected_prompts"]), 200) == "SUCCESS"
     run_id = dagster.materialize(["images", "results", "attempts"], partition="c-000000")
-    provider.wait_for("accepted", 8, timeout_s=60)
+    provider.wait_for("accepted", 8)
     assert len(terminal.processes) > 4
 
     assert terminal.close() == 128 + signal.SIGHUP
@@ -57,7 +57,7 @@ def test_a_run_in_another_terminal_goes_on(
     terminal = dev(here)
     home = here.folder / "home"
     run = here.start("run", DAGSTER_HOME=str(home))
-    provider.wait_for("accepted", 4, timeout_s=60)
+    provider.wait_for("accepted", 4)
     assert terminal.press_ctrl_c() == 128 + signal.SIGINT
     with DagsterInstance.from_config(str(home)) as instance:
         (generation,) = instance.get_runs(filters=RunsFilter(job_name="generate_images"))
@@ -78,7 +78,7 @@ def test_told_to_end_in_the_middle_of_its_start_and_once_more_it_leaves_nothing(
         assert process.stderr is not None
         said = iter(process.stderr)
         assert any("starting Dagster" in line for line in said)
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 200
         while not any("dagster" in command and "grpc" in command for command in marked(mark)):
             assert time.monotonic() < ends
             time.sleep(0.05)
@@ -86,7 +86,7 @@ def test_told_to_end_in_the_middle_of_its_start_and_once_more_it_leaves_nothing(
             process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.3)
-        assert process.wait(60) in {128 + signal.SIGTERM, 128 + signal.SIGINT}
+        assert process.wait(200) in {128 + signal.SIGTERM, 128 + signal.SIGINT}
         assert "Traceback" not in "".join(said)
     assert marked(mark) == []
 
@@ -111,14 +111,14 @@ def test_two_pipelines_work_side_by_side_and_end_as_a_whole(tmp_path: Path, dev:
     dagster = terminal.dagster
     for location, prefix in (("nanobanana_pipeline", ""), ("autumn", "autumn/")):
         run = dagster.materialize([f"{prefix}prompts", f"{prefix}rejected_prompts"], location=location)
-        assert dagster.wait_for_end(run, 90) == "SUCCESS"
+        assert dagster.wait_for_end(run, 200) == "SUCCESS"
     runs = [
         dagster.materialize(
             [f"{prefix}{name}" for name in ("images", "results", "attempts")], location=location, partition="c-000000"
         )
         for location, prefix in (("nanobanana_pipeline", ""), ("autumn", "autumn/"))
     ]
-    assert [dagster.wait_for_end(run, 120) for run in runs] == ["SUCCESS", "SUCCESS"]
+    assert [dagster.wait_for_end(run, 200) for run in runs] == ["SUCCESS", "SUCCESS"]
     assert here.query("SELECT prompt FROM results") == [{"prompt": "a fox"}]
     here.environment["NANOBANANA_PIPELINE"] = "autumn"
     assert here.query("SELECT prompt FROM results") == [{"prompt": "a leaf"}]

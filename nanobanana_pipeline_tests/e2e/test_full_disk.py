@@ -10,7 +10,7 @@ import pytest
 from nanobanana_pipeline.simulator.process import SimulatorProcess
 from nanobanana_pipeline_tests.e2e.command import Place, billed, finish, submits
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 _PROMPTS = 60
 _PICTURE_BYTES = 200_000

@@ -13,7 +13,7 @@ from nanobanana_pipeline_tests.servers.services import Postgres, Redis
 
 pytest.importorskip("dagster_celery", reason="the extra `celery` is not installed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("many_machines")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("many_machines")]
 
 # Starts it, tells it to end by some signals once a process of it is there, and says what it has left behind.
 DRIVER = """
@@ -44,7 +44,7 @@ while not is_there(awaited) and command.poll() is None:
 for number in numbers:
     command.send_signal(int(number))
     time.sleep(0.2)
-code = command.wait(100)
+code = command.wait(300)
 print("ended with", code, "and left", [shown(pid) for pid in children()], flush=True)
 """
 
