@@ -52,7 +52,7 @@ class DagsterDev(DagsterPages):
                 start_new_session=True,
             )
         try:
-            self.wait_for("its pages", self.loaded, 90)
+            self.wait_for("its pages", self.loaded, 240)
         except BaseException:
             self.__exit__()
             raise

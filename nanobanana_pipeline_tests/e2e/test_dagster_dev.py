@@ -14,9 +14,12 @@ from nanobanana_pipeline_tests.e2e.dagster_dev import DagsterDev
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 from nanobanana_pipeline_tests.receivers import Receiver, web_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("dagster_dev")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("dagster_dev")]
 
 GENERATION = ("images", "results", "attempts")
+
+LIMIT_S = 240
+"""Many times what anything takes: ten runs at once on two busy cores are no failure."""
 
 HALF = "read when they are whole: larks"
 
@@ -73,7 +76,7 @@ def dagster(pipeline: Pipeline, receiver: Receiver) -> Iterator[DagsterDev]:
     quick = "nanobanana_pipeline_tests.e2e.quick_sensors"
     with DagsterDev(pipeline.folder / "dagster", environment, module=quick) as dagster:
         run = dagster.materialize(["prompts", "rejected_prompts"])
-        assert dagster.wait_for_end(run, 90) == "SUCCESS", dagster.log[-5000:]
+        assert dagster.wait_for_end(run, LIMIT_S) == "SUCCESS", dagster.log[-5000:]
         yield dagster
 
 
@@ -90,7 +93,7 @@ def values(entries: list[dict[str, Any]]) -> dict[str, Any]:
 def test_a_shard_is_made_seen_and_checked(dagster: DagsterDev, pipeline: Pipeline) -> None:
     """What an analyst does on the first day: choose a shard, materialise it, look at what came of it."""
     run = dagster.materialize(GENERATION, partition="foxes-000000")
-    assert dagster.wait_for_end(run, 90) == "SUCCESS", dagster.log[-5000:]
+    assert dagster.wait_for_end(run, LIMIT_S) == "SUCCESS", dagster.log[-5000:]
     for name in GENERATION:
         (made,) = asset(dagster, name)["assetMaterializations"]
         assert made["partition"] == "foxes-000000"
@@ -133,7 +136,7 @@ def test_the_launchpads_own_defaults_can_be_launched(dagster: DagsterDev) -> Non
     config = schema["runConfigSchemaOrError"]["rootDefaultYaml"]
     assert "NANOBANANA_API_KEY" in config
     run = dagster.materialize(GENERATION, partition="foxes-000000", config=config)
-    assert dagster.wait_for_end(run, 90) == "SUCCESS", dagster.log[-5000:]
+    assert dagster.wait_for_end(run, LIMIT_S) == "SUCCESS", dagster.log[-5000:]
 
 
 WRONG_VALUES = pytest.mark.parametrize(
@@ -157,7 +160,7 @@ def test_a_wrong_value_in_the_launchpad_makes_no_run(dagster: DagsterDev, config
 def test_a_wrong_value_in_a_backfill_makes_no_run(dagster: DagsterDev, config: dict[str, Any]) -> None:
     """A thousand shards must not fail one by one: the backfill itself is refused, and says what is right."""
     backfill = dagster.backfill(GENERATION, ["foxes-000000", "owls-000000"], config=config)
-    dagster.wait_for("its refusal", lambda: dagster.failure_of_backfill(backfill) is not None, 60)
+    dagster.wait_for("its refusal", lambda: dagster.failure_of_backfill(backfill) is not None, LIMIT_S)
     assert "greater than or equal to 0" in str(dagster.failure_of_backfill(backfill))
     assert dagster.runs_of_backfill(backfill) == []
 
@@ -170,7 +173,7 @@ def test_terminate_stops_within_15_s_and_the_next_run_goes_on(dagster: DagsterDe
 
     pipeline.simulator.set_faults([{"fault": "slow_task", "seconds": 300, "contains": "owls"}])
     run = dagster.materialize(GENERATION, partition="owls-000000")
-    dagster.wait_for("the submits", lambda: owls() == 4, 60)
+    dagster.wait_for("the submits", lambda: owls() == 4, LIMIT_S)
     asked = time.monotonic()
     dagster.terminate(run)
     assert dagster.wait_for_end(run, 30) == "CANCELED"
@@ -180,7 +183,7 @@ def test_terminate_stops_within_15_s_and_the_next_run_goes_on(dagster: DagsterDe
 
     pipeline.simulator.advance(600)
     again = dagster.materialize(GENERATION, partition="owls-000000")
-    assert dagster.wait_for_end(again, 90) == "SUCCESS", dagster.log[-5000:]
+    assert dagster.wait_for_end(again, LIMIT_S) == "SUCCESS", dagster.log[-5000:]
     assert {row["status"] for row in pipeline.table("results")} == {"succeeded"}
     assert owls() == 4
     pipeline.assert_books_agree()
@@ -190,7 +193,7 @@ def test_a_backfill_is_one_run_a_shard(dagster: DagsterDev, pipeline: Pipeline) 
     """The dialogue's "all missing": costs are counted once, and one shard's failure is not another's."""
     for name in ("crows", "daws"):
         pipeline.write([{"prompt_id": "one", "prompt": f"{name} on a wire", "resolution": "0.5K"}], name)
-    assert dagster.wait_for_end(dagster.materialize(["prompts", "rejected_prompts"]), 90) == "SUCCESS"
+    assert dagster.wait_for_end(dagster.materialize(["prompts", "rejected_prompts"]), LIMIT_S) == "SUCCESS"
     backfill = dagster.backfill(GENERATION, ["crows-000000", "daws-000000"])
 
     def ended() -> bool:
@@ -198,7 +201,7 @@ def test_a_backfill_is_one_run_a_shard(dagster: DagsterDev, pipeline: Pipeline) 
         assert "FAILURE" not in statuses, dagster.log[-5000:]
         return statuses == ["SUCCESS", "SUCCESS"]
 
-    dagster.wait_for("the backfill's runs", ended, 120)
+    dagster.wait_for("the backfill's runs", ended, LIMIT_S)
     assert {row["status"] for row in pipeline.table("results")} == {"succeeded"}
     pipeline.assert_books_agree()
 
@@ -209,34 +212,36 @@ def test_a_file_is_noticed_when_it_comes_changes_and_goes(dagster: DagsterDev, p
     def prompts() -> dict[str, bool]:
         return {row["prompt"]: row["active"] for row in pipeline.table("prompts") if row["catalogue"] == "larks"}
 
-    path = pipeline.write([{"prompt_id": "l", "prompt": "a lark"}], "larks")
-    whole = path.read_bytes()
+    # Written elsewhere first: a sensor that looked between a whole file and its half would enter the whole one.
+    beside = pipeline.write([{"prompt_id": "l", "prompt": "a lark"}], "_larks")
+    whole = beside.read_bytes()
+    beside.unlink()
+    path = beside.with_name("larks.parquet")
     path.write_bytes(whole[:-5])
-    dagster.wait_for("two looks at half a file", lambda: dagster.reasons("catalogue_sensor").count(HALF) >= 2, 60)
+    dagster.wait_for("two looks at half a file", lambda: dagster.reasons("catalogue_sensor").count(HALF) >= 2, LIMIT_S)
     assert prompts() == {}
     path.write_bytes(whole)
-    dagster.wait_for("the new file", lambda: prompts() == {"a lark": True}, 90)
+    dagster.wait_for("the new file", lambda: prompts() == {"a lark": True}, LIMIT_S)
     pipeline.write([{"prompt_id": "l", "prompt": "a lark at dawn"}], "larks")
-    dagster.wait_for("the changed file", lambda: prompts() == {"a lark at dawn": True}, 90)
+    dagster.wait_for("the changed file", lambda: prompts() == {"a lark at dawn": True}, LIMIT_S)
     path.unlink()
-    dagster.wait_for("the removed file", lambda: prompts() == {"a lark at dawn": False}, 90)
+    dagster.wait_for("the removed file", lambda: prompts() == {"a lark at dawn": False}, LIMIT_S)
     assert pipeline.table("rejected_prompts") == []
 
 
-@pytest.mark.timeout(600)
 def test_the_night_makes_what_was_put_off(dagster: DagsterDev, pipeline: Pipeline) -> None:
     """What the provider was too busy for, and what a cap had no room for, is made without anyone coming back to it."""
     pipeline.simulator.set_faults([{"fault": "unavailable_503_html", "contains": "busy"}])
     for what in ("busy", "capped"):
         rows = [{"prompt_id": f"j{n}", "prompt": f"{what}, number {n}", "resolution": "0.5K"} for n in range(2)]
         pipeline.write(rows, what)
-    assert dagster.wait_for_end(dagster.materialize(["prompts", "rejected_prompts"]), 90) == "SUCCESS"
+    assert dagster.wait_for_end(dagster.materialize(["prompts", "rejected_prompts"]), LIMIT_S) == "SUCCESS"
     capped = {"ops": {"generation": {"config": {"max_cost_usd": 0.06}}}}
     for run in (
         dagster.materialize(GENERATION, partition="busy-000000"),
         dagster.materialize(GENERATION, partition="capped-000000", config=capped),
     ):
-        assert dagster.wait_for_end(run, 120) == "SUCCESS", dagster.log[-5000:]
+        assert dagster.wait_for_end(run, LIMIT_S) == "SUCCESS", dagster.log[-5000:]
 
     def standing() -> dict[str, list[str]]:
         found: dict[str, list[str]] = {"busy": [], "capped": []}
@@ -255,7 +260,6 @@ def test_the_night_makes_what_was_put_off(dagster: DagsterDev, pipeline: Pipelin
     pipeline.assert_books_agree()
 
 
-@pytest.mark.timeout(600)
 def test_with_its_sensors_on_nobody_has_to_click(dagster: DagsterDev, pipeline: Pipeline, receiver: Receiver) -> None:
     """A file that is dropped in becomes images and reports, though its run is killed half-way, and is paid for once."""
 
@@ -266,7 +270,7 @@ def test_with_its_sensors_on_nobody_has_to_click(dagster: DagsterDev, pipeline: 
     dagster.start_sensor("generation_sensor")
     rows = [{"prompt_id": f"f{n}", "prompt": f"finches, number {n}", "resolution": "0.5K"} for n in range(3)]
     pipeline.write(rows, "finches")
-    dagster.wait_for("the submits of the new file", lambda: submitted() == 3, 180)
+    dagster.wait_for("the tasks of the new file", lambda: pipeline.tasks_entered("finches") == 3, LIMIT_S)
     os.kill(dagster.worker_of("finches-000000"), signal.SIGKILL)
     pipeline.simulator.advance(6000)
 
@@ -283,7 +287,7 @@ def test_with_its_sensors_on_nobody_has_to_click(dagster: DagsterDev, pipeline: 
             "finches, number" in page.read_text() for page in site.rglob("*.*") if page.suffix in {".html", ".js"}
         )
 
-    dagster.wait_for("the gallery", shown, 120)
+    dagster.wait_for("the gallery", shown, LIMIT_S)
 
     # Far more than the day's budget has room for: what fits is made, the rest waits, and a person is told.
     rows = [{"prompt_id": f"w{n}", "prompt": f"wrens, number {n}", "resolution": "0.5K"} for n in range(50)]
