@@ -7,12 +7,13 @@ import logging
 import smtplib
 import ssl
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from email.message import EmailMessage
 from email.utils import localtime, make_msgid
 from http.client import HTTPException
 from socket import gethostname
-from typing import Final
+from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -114,19 +115,19 @@ class EmailSink:
             # An SMTP error may repeat what was sent to the server, the password too.
             raise SinkError(f"the mail server {self._host} did not take an alert ({type(error).__name__})") from None
 
-    def _connected(self) -> smtplib.SMTP:
+    @contextmanager
+    def _connected(self) -> Generator[smtplib.SMTP]:
         tls = ssl.create_default_context()
-        if self._server.scheme == "smtps":
-            server: smtplib.SMTP = smtplib.SMTP_SSL(self._host, self._port, timeout=_TIMEOUT_S, context=tls)
-        else:
-            server = smtplib.SMTP(self._host, self._port, timeout=_TIMEOUT_S)
-            server.ehlo()
-            if server.has_extn("starttls"):
-                server.starttls(context=tls)
+        where: dict[str, Any] = {"host": self._host, "port": self._port, "timeout": _TIMEOUT_S}
+        secure = self._server.scheme == "smtps"
+        with smtplib.SMTP_SSL(**where, context=tls) if secure else smtplib.SMTP(**where) as server:
+            if not secure:
                 server.ehlo()
-            elif self._server.password is not None and self._host not in _HERE:
-                server.close()
-                raise SinkError(f"the mail server {self._host} offers no TLS, and a password never goes without it")
-        if self._server.username is not None:
-            server.login(unquote(self._server.username), unquote(self._server.password or ""))
-        return server
+                if server.has_extn("starttls"):
+                    server.starttls(context=tls)
+                    server.ehlo()
+                elif self._server.password is not None and self._host not in _HERE:
+                    raise SinkError(f"the mail server {self._host} offers no TLS, and a password never goes without it")
+            if self._server.username is not None:
+                server.login(unquote(self._server.username), unquote(self._server.password or ""))
+            yield server
