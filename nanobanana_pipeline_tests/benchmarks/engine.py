@@ -29,6 +29,7 @@ CONTENDERS: Final = {
 _PEERS: Final = ("floor", "bare", "gather", "threads")
 _IN_FLIGHT: Final = 1000
 _SIGMA: Final = 0.15
+"""Spread of the latencies: the product, too, then asks about three times an item."""
 _GAP: Final = 0.4
 """The peers' gap between polls, as a share of the median latency: it makes about three polls an item."""
 
