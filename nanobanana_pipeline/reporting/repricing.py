@@ -4,7 +4,7 @@ What the provider or an invoice said stays. A price file that is given late (NAN
 work that was done before it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from itertools import islice
@@ -22,6 +22,7 @@ from nanobanana_pipeline.reporting.costs import publish_cost_daily
 
 _attempts = schema.attempts
 
+_LISTED: Final = _attempts.c.cost_source == "price_list"
 _A_TRANSACTION: Final = 500
 """Attempts corrected at once: running engines wait no longer than for one of their own commits."""
 _PRICED: Final = (AttemptState.STORED.value, AttemptState.UNUSABLE.value, AttemptState.FAILED.value)
@@ -48,8 +49,8 @@ def reprice(workspace: Workspace, *, on_progress: Callable[[int], None] | None =
     report = Repricing()
     shards: set[str] = set()
     changes = _changes(workspace, report, on_progress)
-    while chunk := list(islice(changes, _A_TRANSACTION)):
-        shards |= _enter(workspace, chunk, report)
+    while costs := dict(islice(changes, _A_TRANSACTION)):
+        shards |= _enter(workspace, costs, report)
     for shard in sorted(shards):
         publish_shard(workspace, shard)
     if shards:
@@ -70,12 +71,12 @@ def images_given(attempt: Any) -> int | None:
 
 def _changes(
     workspace: Workspace, report: Repricing, on_progress: Callable[[int], None] | None
-) -> Iterator[tuple[Any, Cost]]:
-    """Attempts whose price is another now, with it."""
+) -> Iterator[tuple[str, Cost]]:
+    """The ids of attempts whose price is another now, with it."""
     query = (
         sa.select(_attempts)
         .where(
-            _attempts.c.cost_source == "price_list",
+            _LISTED,
             _attempts.c.state.in_(_PRICED),
             _attempts.c.model == workspace.spec.name,
         )
@@ -103,7 +104,7 @@ def _changes(
                 continue
             cost = _price(workspace, row, images, day)
             if (cost.micros, cost.price_version) != (row.cost_micros, row.price_version):
-                yield row, cost
+                yield row.attempt_id, cost
 
 
 def _price(workspace: Workspace, row: Any, images: int, day: date) -> Cost:
@@ -111,10 +112,14 @@ def _price(workspace: Workspace, row: Any, images: int, day: date) -> Cost:
     return cost_of(workspace.spec, usage, resolution=row.resolution, images=images, day=day)
 
 
-def _enter(workspace: Workspace, chunk: Sequence[tuple[Any, Cost]], report: Repricing) -> set[str]:
+def _enter(workspace: Workspace, costs: Mapping[str, Cost], report: Repricing) -> set[str]:
     shards: set[str] = set()
+    # Looked at once more: what an invoice has said of one meanwhile stays.
+    query = sa.select(_attempts.c.attempt_id, _attempts.c.cost_micros).where(_attempts.c.attempt_id.in_(costs), _LISTED)
     with workspace.ledger.posting() as postings:
-        for row, cost in chunk:
+        rows = postings.execute(workspace.ledger.database.lock_rows(query.order_by(_attempts.c.attempt_id))).all()
+        for row in rows:
+            cost = costs[row.attempt_id]
             shard = postings.correct(row.attempt_id, cost.micros, cost.source, cost.price_version)
             if shard is not None:
                 shards.add(shard)

@@ -9,6 +9,7 @@ from nanobanana_pipeline.generation.adoption import adopt_tables
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.model_specs.loader import load_spec
 from nanobanana_pipeline.reporting.costs import summary
+from nanobanana_pipeline.reporting.reconcile import reconcile
 from nanobanana_pipeline.reporting.repricing import reprice
 from nanobanana_pipeline_tests.reporting.conftest import HALF_PRICE, World, rows
 
@@ -55,6 +56,31 @@ def test_prices_reach_back_no_further_than_they_are_valid(world: Callable[..., W
         assert reprice(workspace).attempts == 0
 
     assert summary(made.workspace).cost_micros == before
+
+
+def test_an_invoice_that_comes_while_prices_are_restated_keeps_the_last_word(world: Callable[..., World]) -> None:
+    """Attempts were looked at, then corrected by an invoice, then restated by the list: the invoice's word was gone."""
+    made = world()
+    made.catalogue("one", rows(2))
+    made.run()
+    invoice = made.folder / "may.csv"
+    first, second = made.workspace.tables.read("attempts").to_pylist()
+    invoice.write_text(f"id,amount\n{first['task_id']},0.05\n")
+    prices = made.folder / "prices.toml"
+    prices.write_text(HALF_PRICE)
+
+    def invoice_comes(_looked_at: int) -> None:
+        assert reconcile(made.workspace, invoice, correct=True).corrected == 1
+
+    with made.elsewhere(made.workspace.settings.model_copy(update={"prices": str(prices)})) as workspace:
+        report = reprice(workspace, on_progress=invoice_comes)
+
+    after = {row["attempt_id"]: row for row in made.workspace.tables.read("attempts").to_pylist()}
+    billed, listed = after[first["attempt_id"]], after[second["attempt_id"]]
+    assert (billed["cost_source"], billed["cost_usd"]) == ("invoice", Decimal("0.05"))
+    assert listed["price_version"] == "negotiated"
+    assert report.attempts == 1
+    assert report.before_micros == int(second["cost_usd"].scaleb(6))
 
 
 def test_a_ledger_adopted_from_the_tables_knows_what_several_images_cost(world: Callable[..., World]) -> None:
