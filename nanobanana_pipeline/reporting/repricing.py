@@ -61,12 +61,14 @@ def reprice(workspace: Workspace, *, on_progress: Callable[[int], None] | None =
 def images_given(attempt: Any) -> int | None:
     """How many images an attempt's task gave; None when nobody knows.
 
-    An attempt that was adopted from the tables has its files, if they are the item's current ones, and no addresses.
+    An attempt that was adopted from the tables has no addresses, and its files if they are the item's current ones. One
+    that complains lacks an image, which was paid for all the same.
     """
-    listed = attempt.urls or attempt.images
-    if listed is not None:
-        return len(orjson.loads(listed))
-    return 0 if attempt.state == AttemptState.FAILED else None
+    if attempt.urls is not None:
+        return len(orjson.loads(attempt.urls))
+    if attempt.state == AttemptState.FAILED:
+        return 0
+    return None if attempt.images is None or attempt.error_message else len(orjson.loads(attempt.images))
 
 
 def _changes(

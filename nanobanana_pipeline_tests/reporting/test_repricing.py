@@ -107,3 +107,29 @@ def test_a_ledger_adopted_from_the_tables_knows_what_several_images_cost(world: 
     for row in after:
         was = before[row["attempt_id"]]["cost_usd"]
         assert row["cost_usd"] == pytest.approx(was / 2 if row["resolution"] == "2K" else was, abs=Decimal("0.000001"))
+
+
+def test_an_image_that_never_came_is_no_reason_to_halve_its_task_s_price(world: Callable[..., World]) -> None:
+    """Of two images that were billed one was stored, and after the ledger was lost nobody knows of the other.
+
+    All was shown as it had been, and its task was priced anew as one of a single image: half of the money was gone.
+    """
+    made = world(faults=[{"fault": "several_images", "images": 2}, {"fault": "image_404", "times": 4}])
+    made.catalogue("one", rows(1))
+    made.run()
+    (before,) = made.workspace.tables.read("attempts").to_pylist()
+    shown = {name: made.workspace.tables.read(name).to_pylist() for name in ("images", "results")}
+    assert (before["state"], len(shown["images"])) == ("stored", 1)
+    assert before["cost_usd"] == made.billed()
+    prices = made.folder / "prices.toml"
+    prices.write_text(HALF_PRICE)
+    adopting = {"prices": str(prices), "ledger_url": f"sqlite:///{made.folder}/adopted.sqlite"}
+
+    with Workspace.open(made.workspace.settings.model_copy(update=adopting)) as workspace:
+        adopt_tables(workspace)
+        report = reprice(workspace)
+        cost_micros = summary(workspace).cost_micros
+        assert {name: workspace.tables.read(name).to_pylist() for name in shown} == shown
+
+    assert (report.attempts, report.left) == (0, 1)
+    assert cost_micros == int(made.billed().scaleb(6))
