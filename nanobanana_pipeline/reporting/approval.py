@@ -8,12 +8,13 @@ Dagster works a plan off in many runs, a shard each. They are judged together, b
 catalogue was entered and by how much of it is left; else a plan in a hundred parts would never be asked about.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.workspace import Workspace
@@ -33,6 +34,8 @@ PLANS: Final = "plans"
 _MICROS_A_USD: Final = 1_000_000
 _PLANS_KEPT: Final = 100
 """Plans that nobody approved are made anew with each catalogue; older ones than this go."""
+
+_log = logging.getLogger(__name__)
 
 
 class ApprovalNeededError(UserError):
@@ -92,7 +95,7 @@ def save(workspace: Workspace, plan: Plan) -> Saved:
 
 
 def saved_plans(workspace: Workspace) -> list[Saved]:
-    """Every saved plan, oldest first."""
+    """Every saved plan, oldest first; without those that can't be read, each of which is told."""
     filesystem, base = open_uri(f"{workspace.output.rstrip('/')}/{PLANS}")
     filesystem.invalidate_cache(base)
     names = [path.rpartition("/")[2] for path in filesystem.find(base) if path.endswith(".json")]
@@ -100,7 +103,11 @@ def saved_plans(workspace: Workspace) -> list[Saved]:
     for name in names:
         # Another process may have forgotten it since it was listed.
         with suppress(FileNotFoundError):
-            found.append(Saved.model_validate_json(workspace.images.read(f"{PLANS}/{name}")))
+            text = workspace.images.read(f"{PLANS}/{name}")
+            try:
+                found.append(Saved.model_validate_json(text))
+            except ValidationError:
+                _log.warning("the plan %s/%s can't be read, and counts as none: take it away, or plan anew", base, name)
     return sorted(found, key=lambda one: one.created_at)
 
 

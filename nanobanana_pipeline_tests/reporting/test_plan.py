@@ -286,6 +286,23 @@ def test_a_plan_that_another_process_forgets_is_no_failure(world: Callable[..., 
     assert saved_plans(made.workspace) == []
 
 
+@pytest.mark.parametrize("text", [b"", b'{"hash": "to', b"\xff\x00", b"[]"])
+def test_a_torn_plan_is_in_no_other_s_way(
+    world: Callable[..., World], caplog: pytest.LogCaptureFixture, text: bytes
+) -> None:
+    """Every command that asks for an approval, and every run's report, ended as a defect of ours until it was gone."""
+    made = world(approve_above_usd=Decimal("0.01"))
+    made.catalogue("one", rows(3))
+    kept = save(made.workspace, plan(made.workspace))
+    torn = Path(made.workspace.output, "plans", "torn.json")
+    torn.write_bytes(text)
+
+    assert approve(made.workspace, kept.hash).hash == kept.hash
+
+    assert caplog.messages == [f"the plan {torn} can't be read, and counts as none: take it away, or plan anew"]
+    assert approval_of(made.workspace, kept) == "given"
+
+
 def test_what_is_free_can_be_planned(world: Callable[..., World], tmp_path: Path) -> None:
     """A price list of nothing, as of a trial, divided by it."""
     prices = tmp_path / "free.toml"
