@@ -10,7 +10,17 @@ import re
 import sqlite3
 from typing import Final
 
-_THEIR_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+_ROOM: Final = "make room"
+_ACCESS: Final = "give access"
+_THEIR_DISK: Final = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _ACCESS,
+    errno.EACCES: _ACCESS,
+    errno.EPERM: _ACCESS,
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+"""What a person can do about it."""
 # The second is what SQLite says when there is no room for the files beside its own.
 _OF_SQLITE: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 # Delta is written in Rust, whose errors arrive without a number of their own.
@@ -26,19 +36,17 @@ class UserError(Exception):
 
 
 def disk_trouble(error: Exception) -> UserError | None:
-    """What to say of a disk that is full or can't be written to; None for any other trouble."""
+    """What to say of a disk that is full, can't be written to or takes no such name; None for any other trouble."""
     # SQLite's own, the ledger's as Dagster's, comes wrapped by SQLAlchemy.
     of_sqlite: Exception = getattr(error, "orig", error)
     if getattr(of_sqlite, "sqlite_errorcode", 0) & 0xFF in _OF_SQLITE:
-        what = f"{of_sqlite}: the disk"
+        what, remedy = f"{of_sqlite}: the disk", f"{_ROOM} or {_ACCESS}"
     elif isinstance(error, OSError):
         said = _OF_RUST.search(str(error))
         number = error.errno or (int(said[1]) if said else 0)
         if number not in _THEIR_DISK:
             return None
-        what = f"{os.strerror(number)}: {error.filename or 'the disk'}"
+        what, remedy = f"{os.strerror(number)}: {error.filename or 'the disk'}", _THEIR_DISK[number]
     else:
         return None
-    return UserError(
-        f"{what}; make room or give access, and run it again: what was paid for is in the ledger, and is finished then"
-    )
+    return UserError(f"{what}; {remedy}, and run it again: what was paid for is in the ledger, and is finished then")

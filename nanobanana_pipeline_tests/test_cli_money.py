@@ -147,6 +147,16 @@ def test_images_are_handed_out_and_never_over_others(made: World, run: Run, tmp_
     assert "no image of campaign autumn" in run(made, "export", "--campaign", "autumn", "--to", "autumn")[2]
 
 
+@pytest.mark.parametrize(("fmt", "length"), [("folder", 300), ("zip", 300), ("csv", 250)])
+def test_a_name_that_is_too_long_is_one_line(made: World, run: Run, fmt: str, length: int) -> None:
+    """It was called a defect of ours, with a report to send in; also where only the file on the way was too long."""
+    code, out, err = run(made, "export", "--format", fmt, "--to", "n" * length)
+    assert (code, out) == (1, "")
+    assert "File name too long" in err
+    assert "give a shorter name" in err
+    assert "defect" not in err
+
+
 def test_a_damaged_image_is_named_and_exit_3(made: World, run: Run) -> None:
     """A folder with an image too few looks like a whole one."""
     path = made.workspace.tables.read("images").column("path")[0].as_py()
