@@ -92,8 +92,9 @@ def export(
     target = Path(destination).expanduser().absolute()
     report = ExportReport(str(target))
     _check_destination(target, fmt)
+    shards = _shards(workspace, catalogue)
     with _SINKS[fmt].open(target) as sink:
-        for row in _named_apart(_current(workspace, catalogue, campaign)):
+        for row in _named_apart(_current(workspace, shards, campaign)):
             data = b""
             if fmt != "csv":
                 found = _read(workspace, row)
@@ -116,8 +117,8 @@ def _check_destination(target: Path, fmt: Format) -> None:
         raise UserError(f"there is no folder {target.parent}: make it, or name another destination")
 
 
-def _current(workspace: Workspace, catalogue: str | None, campaign: str | None) -> Iterator[Exported]:
-    """The current images of active items, in the catalogues' order."""
+def _shards(workspace: Workspace, catalogue: str | None) -> list[str]:
+    """The shards in the catalogues' order, or those of one. Raises `UserError` for a catalogue that nobody knows."""
     shards = schema.shards
     query = sa.select(shards.c.shard).order_by(shards.c.catalogue, shards.c.number)
     if catalogue is not None:
@@ -126,7 +127,12 @@ def _current(workspace: Workspace, catalogue: str | None, campaign: str | None) 
         names = list(connection.execute(query).scalars())
     if catalogue is not None and not names:
         raise UserError(f"there is no catalogue {catalogue} in the ledger: see `nanobanana status`")
-    for shard in names:
+    return names
+
+
+def _current(workspace: Workspace, shards: Iterable[str], campaign: str | None) -> Iterator[Exported]:
+    """The current images of active items, in the catalogues' order."""
+    for shard in shards:
         # A transaction a shard: copying many images takes long, and a long reader is in the writers' way.
         with workspace.ledger.database.read() as connection:
             items, _ = statement.shard_statement(connection, shard)

@@ -127,6 +127,7 @@ def test_a_part_can_be_exported(made: World, tmp_path: Path) -> None:
     assert export(made.workspace, tmp_path / "b", campaign="spring").images == 1
     with pytest.raises(UserError, match="there is no catalogue nothing"):
         export(made.workspace, tmp_path / "c", catalogue="nothing")
+    assert not (tmp_path / "c").exists()
 
 
 def test_no_file_takes_the_place_of_another(world: Callable[..., World], tmp_path: Path) -> None:
