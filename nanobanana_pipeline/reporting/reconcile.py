@@ -6,7 +6,7 @@ list makes of the tokens. Reading the file is `invoice`'s work. Nothing is chang
 
 import bisect
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date
@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow.compute as pc
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -52,8 +53,9 @@ class Reconciliation:
     """An invoice held against the ledger, as it was before any correction. Money is in micro-dollars.
 
     `invoice_micros` leaves out duplicates, `ledger_micros` and `list_micros` are sums over the attempts that the
-    invoice is about. `corrected` counts the attempts whose cost was set to the invoice's, `left` the lines and attempts
-    that someone has still to see to. `rows` are in the columns of the table `reconciliation`.
+    invoice is about. `elsewhere` names, for tasks whose amount differs, an invoice that charged for them too.
+    `corrected` counts the attempts whose cost was set to the invoice's, `left` the lines and attempts that someone has
+    still to see to. `rows` are in the columns of the table `reconciliation`.
     """
 
     invoice: str
@@ -64,6 +66,7 @@ class Reconciliation:
     invoice_micros: int = 0
     ledger_micros: int = 0
     list_micros: int = 0
+    elsewhere: dict[str, str] = field(default_factory=dict)
     corrected: int = 0
     left: int = 0
     rows: list[Row] = field(default_factory=list)
@@ -142,6 +145,7 @@ def _hold(workspace: Workspace, invoice: Invoice, tolerance_micros: int) -> Reco
             report.rows.append({"invoice": invoice.name, "reconciled_at": now, **row})
     report.rows.sort(key=lambda row: (row["source_line"] is None, row["source_line"] or 0))
     _sum_up(report)
+    _look_elsewhere(workspace, report)
     return report
 
 
@@ -395,19 +399,49 @@ def _sum_up(report: Reconciliation) -> None:
             report.list_micros += _whole(row.get("list_usd"))
 
 
+def _look_elsewhere(workspace: Workspace, report: Reconciliation) -> None:
+    """Find what other invoices have charged for the tasks whose amount differs, on top of what this one does."""
+    differing: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in report.rows:
+        if row["status"] == Status.AMOUNT_DIFFERS and row.get("attempt_id"):
+            differing[row["task_id"]].append(row)
+    if not differing:
+        return
+    theirs = (pc.field("invoice") != report.invoice) & (pc.field("status") != Status.DUPLICATE.value)
+    theirs &= pc.field("task_id").isin(list(differing))
+    columns = ["invoice", "task_id", "day", "invoice_usd"]
+    for charge in workspace.tables.read("reconciliation", columns, theirs).to_pylist():
+        if charge["invoice_usd"] and not any(_is_same(charge, row) for row in differing[charge["task_id"]]):
+            report.elsewhere[charge["task_id"]] = charge["invoice"]
+    for task_id, invoice in report.elsewhere.items():
+        for row in differing[task_id]:
+            row["note"] += (
+                f"; {invoice} has charged for it too: to have both count, add its lines of the task to this file"
+            )
+
+
+def _is_same(charge: Row, row: Row) -> bool:
+    """Whether two invoices' lines for a task are one charge: the same day's, or where one has no day the same amount.
+
+    The amount may have been rounded, or set right since.
+    """
+    known = charge["day"] is not None and row["day"] is not None
+    return charge["day"] == row["day"] if known else charge["invoice_usd"] == row["invoice_usd"]
+
+
 def _whole(money: Decimal | None) -> int:
     return int((money or Decimal(0)).scaleb(6))
 
 
 def _correct(workspace: Workspace, report: Reconciliation) -> dict[str, int]:
-    """Set the cost of every attempt that the invoice names to what it names, and write its shard's tables anew.
+    """Set the cost of every attempt that this invoice alone charges for to what it says, and write its tables anew.
 
     Returns what the corrected attempts cost before.
     """
     amounts: Counter[str] = Counter()
     before: Counter[str] = Counter()
     for row in report.rows:
-        if row["status"] == Status.AMOUNT_DIFFERS and row.get("attempt_id"):
+        if row["status"] == Status.AMOUNT_DIFFERS and row.get("attempt_id") and row["task_id"] not in report.elsewhere:
             amounts[row["attempt_id"]] += _whole(row["invoice_usd"])
             before[row["attempt_id"]] += _whole(row["ledger_usd"])
     corrected: dict[str, int] = {}

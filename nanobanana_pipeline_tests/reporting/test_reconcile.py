@@ -217,6 +217,43 @@ def test_a_refund_of_an_earlier_invoice_s_charge_is_no_price(world: Callable[...
     assert summary(made.workspace).cost_micros == before
 
 
+@pytest.mark.parametrize("when", [("", ""), ("2026-11-20", "2026-12-03")])
+def test_a_further_charge_on_a_later_invoice_is_no_price(
+    world: Callable[..., World], tmp_path: Path, when: tuple[str, str]
+) -> None:
+    """December's two cents for a task of November became all that it had cost: what November charged was gone."""
+    made = world()
+    made.catalogue("one", rows(1))
+    made.run()
+    ((task, cost, _),) = _billed(made)
+    header = ["id", "amount", "time"]
+    november, december = [task, cost, when[0]], [task, "0.02", when[1]]
+    assert reconcile(made.workspace, _written(tmp_path / "november.csv", header, [november])).ok
+    path = _written(tmp_path / "december.csv", header, [december])
+
+    report = reconcile(made.workspace, path, correct=True)
+
+    assert (_counts(report), report.corrected, report.ok) == ({"amount_differs": 1}, 0, False)
+    assert "november.csv has charged for it too" in report.rows[0]["note"]
+    assert summary(made.workspace).cost_micros == int(Decimal(cost).scaleb(6))
+
+    _written(path, header, [december, november])
+    assert reconcile(made.workspace, path, correct=True).ok
+    assert summary(made.workspace).cost_micros == int((Decimal(cost) + Decimal("0.02")).scaleb(6))
+
+
+def test_an_invoice_that_is_issued_anew_has_the_last_word(world: Callable[..., World], tmp_path: Path) -> None:
+    """The same day's charge with another amount is the same charge; only one that comes on top is a further one."""
+    made = world()
+    made.catalogue("one", rows(1))
+    made.run()
+    ((task, _, _),) = _billed(made)
+    for name, amount in (("november.csv", "0.05"), ("november, corrected.csv", "0.06")):
+        path = _written(tmp_path / name, ["id", "amount", "day"], [[task, amount, "2026-11-20"]])
+        assert reconcile(made.workspace, path, correct=True).ok
+    assert summary(made.workspace).cost_micros == 60_000
+
+
 def test_an_abandoned_attempt_that_was_billed_is_at_risk_no_longer(world: Callable[..., World], tmp_path: Path) -> None:
     """Giving up on a task frees no money, as it may have been billed; the invoice that says so does."""
     made = world(faults=[{"fault": "slow_task", "seconds": 3600, "times": 1}], task_deadline_s=1)
