@@ -146,7 +146,8 @@ def _ended(attempt: Row[Any], why: str) -> str | None:
             said = f"The provider refused it, so nothing was billed: {why}."
         case AttemptState.ABANDONED:
             risk = f"{shown(attempt.at_risk_micros)} is at risk until an invoice settles it"
-            said = f"It was given up, by a person or the settings; {risk}."
+            money = risk if attempt.at_risk_micros else _price(attempt)
+            said = f"It was given up, by a person or the settings; {money}."
         case _:
             said = None
     return said

@@ -100,6 +100,17 @@ def test_a_cost_of_nothing_says_who_said_so(eventful: World) -> None:
     assert "it cost $0.00 as the invoice said" in "\n".join(explain(ledger, "plain/p000").lines)
 
 
+def test_what_an_invoice_has_settled_waits_for_none(eventful: World) -> None:
+    """Of an attempt that was given up, and billed after all, nothing was said to be at risk until an invoice comes."""
+    ledger = eventful.workspace.ledger
+    (attempt,) = explain(ledger, "plain/p004").figures["attempts"]
+    with ledger.posting() as postings:
+        postings.correct(attempt["attempt_id"], 68_000, "invoice")
+    told = "\n".join(explain(ledger, "plain/p004").lines)
+    assert "It was given up, by a person or the settings; it cost $0.0680 as the invoice said" in told
+    assert "at risk" not in told
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(f"plain/p000#{'9' * 5000}", id="digits"), "plain/p099", "nothing-like-it", "ab", "2026-02-30"]
 )
