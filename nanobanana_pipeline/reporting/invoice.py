@@ -169,7 +169,7 @@ def _decoded(path: Path, data: bytes, mapping: Mapping) -> str:
     for encoding in encodings:
         try:
             return data.decode(encoding)
-        except (UnicodeError, LookupError):
+        except (ValueError, LookupError):
             continue
     raise UserError(f"{path} is not text in {' or '.join(encodings)}: say its encoding in a mapping file")
 
@@ -311,7 +311,7 @@ class _Times:
                 if self._format
                 else datetime.fromisoformat(text.replace("/", "-"))
             )
-        except ValueError:
+        except (ValueError, re.error):  # the second for a form that names the same part twice
             how = f"of the form {self._format}" if self._format else "ISO 8601; say time_format in a mapping file"
             raise UserError(f"{self._path}, line {number}: the time {text[:40]!r} is not {how}") from None
         if moment.year not in _YEARS:

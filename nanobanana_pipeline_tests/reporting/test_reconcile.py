@@ -310,11 +310,16 @@ def test_a_mapping_of_a_windows_editor_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mapping", "says"),
-    [({"time_zone": "America"}, "there is no time zone 'America'"), ({"encoding": "undefined"}, "is not text in")],
+    [
+        ({"time_zone": "America"}, "there is no time zone 'America'"),
+        ({"encoding": "undefined"}, "is not text in"),
+        ({"encoding": "a\0"}, "is not text in"),
+        ({"time_format": "%d.%d.%Y"}, "line 2: the time '20.11.2026' is not of the form %d.%d.%Y"),
+    ],
 )
 def test_a_slip_in_a_mapping_is_said_in_one_line(tmp_path: Path, mapping: dict[str, str], says: str) -> None:
-    """Both ended as a defect of ours."""
-    path = _written(tmp_path / "a.csv", ["id", "amount"], [["t1", "0.05"]])
+    """Each ended as a defect of ours."""
+    path = _written(tmp_path / "a.csv", ["id", "amount", "time"], [["t1", "0.05", "20.11.2026"]])
     with pytest.raises(UserError, match=says):
         read_invoice(path, Mapping.model_validate(mapping))
 
