@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -122,11 +123,14 @@ def test_an_invoice_that_drifts_is_exit_3_until_it_is_corrected(made: World, run
     assert code == 3
     assert "amount differs" in out
     assert billed[-1][0] in out
+    assert re.search(r"the invoice has \$0\.\d+ more", out)
     assert "FROM reconciliation" in err
     assert run(made, *invoice, "--tolerance", "1")[0] == 0
     corrected: dict[str, Any] = json.loads(run(made, *invoice, "--correct", "--json")[1])
     assert (corrected["corrected"], corrected["ok"]) == (1, True)
     assert run(made, *invoice)[0] == 0
+    (tmp_path / "free.csv").write_text(f"id,amount\n{billed[0][0]},0\n")
+    assert re.search(r"the invoice has \$[\d.]+ less", run(made, "reconcile", "free.csv")[1])
     code, out, err = run(made, "reconcile", "june.csv")
     assert (code, out) == (1, "")
     assert "june.csv" in err

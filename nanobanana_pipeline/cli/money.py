@@ -210,9 +210,11 @@ def _say_reconciliation(found: "Reconciliation") -> None:
         say(f"{count:>8,}  {status.value.replace('_', ' ')}")
     if found.unreadable:
         say(f"{found.unreadable:>8,}  could not be read")
+    difference = found.difference_micros
     say(
         f"invoice {dollars(found.invoice_micros)}, ledger {dollars(found.ledger_micros)}, "
-        f"price list {dollars(found.list_micros)}: the invoice has {dollars(found.difference_micros)} more"
+        f"price list {dollars(found.list_micros)}: "
+        f"the invoice has {dollars(abs(difference))} {'less' if difference < 0 else 'more'}"
     )
     if found.corrected:
         say(f"{counted(found.corrected, 'attempt')} corrected to what the invoice says")
