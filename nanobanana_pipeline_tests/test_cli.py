@@ -72,6 +72,7 @@ def entry_group() -> click.Group:
         (["query"], "SQL"),
         (["unknown", "resubmit"], "--all"),
         (["import", "nothing.csv"], "nothing.csv"),
+        (["import", "nothing.csv", "--name", "../spring"], "without '/'"),
         (["simulator", "--port", "x"], "--port"),
         (["run"], "nanobanana demo"),
         (["approve", "3f2a"], "nothing was done"),

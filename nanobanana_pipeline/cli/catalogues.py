@@ -23,8 +23,11 @@ def import_(file: Path, name: str | None, replace: bool) -> None:  # noqa: FBT00
       nanobanana import "Spring campaign.xlsx" --name spring
     """
     from nanobanana_pipeline.catalogue.importing import import_table
+    from nanobanana_pipeline.errors import UserError
     from nanobanana_pipeline.settings import load_settings
 
+    if name is not None and "/" in name:
+        raise UserError(f"a catalogue can't be called {name}: choose a name without '/'")
     folder = load_settings().catalogue
     destination = folder if name is None else f"{folder.rstrip('/')}/{name.removesuffix('.parquet')}.parquet"
     report = import_table(file, destination, overwrite=replace)
