@@ -14,7 +14,7 @@ from nanobanana_pipeline_tests.e2e.dagster_dev import DagsterDev
 from nanobanana_pipeline_tests.generation.pipelines import Pipeline
 from nanobanana_pipeline_tests.receivers import Receiver, web_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("dagster_dev")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 GENERATION = ("images", "results", "attempts")
 

@@ -17,7 +17,7 @@ from nanobanana_pipeline_tests.e2e.dagster_dev import DagsterDev
 from nanobanana_pipeline_tests.e2e.pages import LINEAGE, RUN, Pages, keep, no_pictures, pages
 from nanobanana_pipeline_tests.reporting.browser import chromium_running, visit
 
-pytestmark = [pytest.mark.slow, pytest.mark.chromium, pytest.mark.timeout(1500), pytest.mark.xdist_group("first_day")]
+pytestmark = [pytest.mark.slow, pytest.mark.chromium, pytest.mark.timeout(1500)]
 
 STOPPED = "sample-000001"
 SLOW_PROMPT = "Natural-history plate of a kingfisher"

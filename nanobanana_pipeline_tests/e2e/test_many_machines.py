@@ -14,7 +14,7 @@ from nanobanana_pipeline_tests.servers.services import Postgres, Redis
 
 pytest.importorskip("dagster_celery", reason="the extra `celery` is not installed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("many_machines")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 GENERATION = ("images", "results", "attempts")
 _FOXES = 240

@@ -13,7 +13,7 @@ from nanobanana_pipeline_tests.servers.services import Postgres, Redis
 
 pytest.importorskip("dagster_celery", reason="the extra `celery` is not installed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("many_machines")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # Starts it, tells it to end by some signals once a process of it is there, and says what it has left behind.
 DRIVER = """
