@@ -340,8 +340,10 @@ class _Run:
         if not result.success and self._session.failure is None and not self._session.stop.thrown:
             self._failed(result, shard or job)
         del result
-        # A run of Dagster's leaves cycles behind, and the collector comes seldom (`memory`).
+        # A run of Dagster's leaves cycles behind, and the collector comes seldom (`memory`). What is freed lies between
+        # what stays: a run of 100,000 items grew by a quarter from its first shards to its last.
         gc.collect()
+        give_back()
 
     def _failed(self, result: dg.ExecuteInProcessResult, what: str) -> None:
         """Take in why a run failed: for a reason that the user can mend, or by a defect."""

@@ -65,8 +65,12 @@ def contact_sheet(workspace: Workspace, shard: str | None = None, *, catalogue: 
     """The sheet of a shard, a catalogue, or everything; missing thumbnails of the images on it are made."""
     total, chosen = _choose(workspace, Scope(catalogue=catalogue, shard=shard))
     store = workspace.images
-    small = [read_thumbnail(store, image) for image, there in make_missing(store, chosen) if there]
-    pictures = [ImageOps.fit(picture, (_FULL_CELL, _FULL_CELL)) for picture in small if picture is not None]
+    # Each made small as it is read: as they are, they take 20 MB, and four shards may end at once.
+    pictures = [
+        ImageOps.fit(picture, (_FULL_CELL, _FULL_CELL))
+        for image, there in make_missing(store, chosen)
+        if there and (picture := read_thumbnail(store, image)) is not None
+    ]
     if not pictures:
         return ContactSheet("No images yet.", "No images yet.", None, total)
     path = f"sheets/{safe_name(shard or catalogue or 'all')}.webp"
