@@ -148,8 +148,8 @@ def _text(runs: dict[str, dict[int, list[Run]]], latency_s: float) -> str:
     fewer = "; ".join(f"{CONTENDERS[name]}: up to {max(by):,}" for name, by in runs.items() if len(by) < len(most))
     return (
         f"Sizes {sizes}{f' ({fewer})' if fewer else ''}; {rounds} round(s) in turns, medians; latency {latency_s:g} s "
-        f"(log-normal, sigma {_SIGMA}), {_IN_FLIGHT:,} in flight. CPU an item is the slope between the smallest and the largest size, start-up the "
-        "whole of the smallest.\n\n" + table(header, rows)
+        f"(log-normal, sigma {_SIGMA}), {_IN_FLIGHT:,} in flight. CPU an item is the slope between the smallest and "
+        "the largest size, start-up the whole of the smallest.\n\n" + table(header, rows)
     )
 
 
