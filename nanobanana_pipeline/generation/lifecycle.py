@@ -15,7 +15,7 @@ import orjson
 
 from nanobanana_pipeline.catalogue.identity import Request
 from nanobanana_pipeline.generation.admissions import Admissions, DeferredError, StoppedError
-from nanobanana_pipeline.generation.answers import Accepted, PollError, Refused, Task, Unknown
+from nanobanana_pipeline.generation.answers import Accepted, Polled, PollError, Refused, Task, Unknown
 from nanobanana_pipeline.generation.client import Provider
 from nanobanana_pipeline.generation.delivery import Delivery
 from nanobanana_pipeline.generation.errors import RETRY_SUBMIT, STOPS_RUN, kind_of_task_error
@@ -118,12 +118,15 @@ class Lifecycle:
         if attempt.state is AttemptState.UNKNOWN:
             return await self._held(attempt)
         if attempt.state in {AttemptState.SUBMITTED, AttemptState.OVERDUE}:
-            task = await self._poll_to_the_end(attempt)
-            if task is None:
+            answer = await self._poll_to_the_end(attempt)
+            if isinstance(answer, PollError):
+                # One that could not be asked about may have its image by now: to send it again might pay twice.
+                return await self._held(attempt, asked_in_vain=answer.kind is not ErrorKind.NOT_FOUND)
+            if answer.task.state == "running":
                 return await self._held(attempt)
-            if task.state == "failed":
-                return await self._failed(attempt, task)
-            await self._completed(attempt, task)
+            if answer.task.state == "failed":
+                return await self._failed(attempt, answer.task)
+            await self._completed(attempt, answer.task)
         if attempt.state is AttemptState.COMPLETED:
             return await self._deliver(attempt)
         # A submit that was answered at once with a failure ends here, too.
@@ -252,9 +255,9 @@ class Lifecycle:
             error_message=answer.message,
         )
 
-    async def _held(self, attempt: Attempt) -> Cause | None:
+    async def _held(self, attempt: Attempt, *, asked_in_vain: bool = False) -> Cause | None:
         """An unknown or overdue outcome: nothing more is sent for it unless a person, or the settings, say so."""
-        if self._may_resubmit(attempt):
+        if self._may_resubmit(attempt) and not asked_in_vain:
             await self._move(attempt, AttemptState.ABANDONED, then=ItemState.PENDING)
             return Cause.RESUBMIT
         if attempt.state is AttemptState.UNKNOWN:
@@ -271,8 +274,8 @@ class Lifecycle:
 
     # --- poll --------------------------------------------------------------------------------------------------------
 
-    async def _poll_to_the_end(self, attempt: Attempt) -> Task | None:
-        """Poll until the task has ended. None when it is overdue, or was found so and is still running."""
+    async def _poll_to_the_end(self, attempt: Attempt) -> Polled | PollError:
+        """Poll until the task has ended or is overdue, once when it was found so; returns the last answer."""
         began = time.monotonic() - self._age_s(attempt)
         latencies = self._schedule.of(attempt.resolution)
         unknown_since: float | None = None
@@ -296,7 +299,7 @@ class Lifecycle:
                     # Taken at its face, the first question's time would be learnt for ever: a provider that became
                     # faster would never be noticed.
                     self._schedule.observe(attempt.resolution, age_s * (_SEEN_AT_ONCE if attempt.polls == 1 else 1.0))
-                return answer.task
+                return answer
             else:
                 unknown_since, gone = None, False
                 wait_s = latencies.next_poll_s(age_s)
@@ -304,10 +307,10 @@ class Lifecycle:
             if attempt.state is AttemptState.OVERDUE:
                 # Already given up once: each later run asks once, and a late completion settles it.
                 await self._ledger.post(lambda postings: postings.note(attempt, polls=attempt.polls))
-                return None
+                return answer
             if gone or age_s > self._policy.task_deadline_s:
                 await self._overdue(attempt, "the provider does not know the task" if gone else reason)
-                return None
+                return answer
 
     async def _overdue(self, attempt: Attempt, reason: str) -> None:
         await self._leave(

@@ -290,6 +290,41 @@ def test_an_overdue_task_is_asked_once_a_run_and_a_late_completion_settles_it(
     pipeline.assert_books_agree()
 
 
+def test_an_overdue_task_is_not_paid_for_again_when_only_the_question_failed(
+    pipelines: Callable[..., Pipeline],
+) -> None:
+    """To be sent again is what never ended; one that could not be asked about may have its image by now."""
+    pipeline = pipelines(knobs={"task_deadline_s": 1})
+    pipeline.simulator.set_faults([{"prompt": "slow", "fault": "slow_task", "seconds": 3600}])
+    pipeline.write([{"prompt_id": "slow", "prompt": "slow"}])
+    pipeline.run()
+    pipeline.simulator.advance(3600)
+    pipeline.simulator.set_faults([{"prompt": "slow", "fault": "poll_500"}])
+    pipeline.run(resubmit_unknown=True)
+    (attempt,) = pipeline.attempts("slow")
+    assert attempt["state"] == "overdue"
+    pipeline.simulator.set_faults([])
+    pipeline.run(resubmit_unknown=True)
+    (attempt,) = pipeline.attempts("slow")
+    assert attempt["state"] == "stored"
+    assert pipeline.accepted() == ["slow"]
+    pipeline.assert_books_agree()
+
+
+@pytest.mark.parametrize("answer", ["never_ends", "forgotten_404"])
+def test_an_overdue_task_that_was_asked_in_vain_is_sent_again_when_a_person_says_so(
+    pipelines: Callable[..., Pipeline], answer: str
+) -> None:
+    """Still running, or not known: that is what the person has decided about."""
+    pipeline = pipelines(knobs={"task_deadline_s": 1})
+    pipeline.simulator.set_faults([{"prompt": "slow", "fault": answer}])
+    pipeline.write([{"prompt_id": "slow", "prompt": "slow"}])
+    pipeline.run()
+    pipeline.run(resubmit_unknown=True)
+    assert [attempt["state"] for attempt in pipeline.attempts("slow")] == ["abandoned", "overdue"]
+    pipeline.assert_books_agree()
+
+
 def test_a_host_that_was_out_of_order_gives_the_image_in_the_next_run(pipeline: Pipeline) -> None:
     """Paid is paid: the next run downloads, and does not generate."""
     run_cases(pipeline, [Case("image_500_then_good", "", "", params={"failures": 5})])
