@@ -439,7 +439,12 @@ class Lifecycle:
         answer = await self._provider.poll(attempt.task_id or "")
         attempt.polls += 1
         self._tally.polls += 1
-        return None if isinstance(answer, PollError) else answer.task.image_urls
+        if isinstance(answer, PollError):
+            if answer.kind in STOPS_RUN:
+                raise RunStoppedError(answer.kind, answer.message)
+            return None
+        # It has ended: one of the provider's machines that says otherwise has not heard of it yet, nor of its images.
+        return None if answer.task.state == "running" else answer.task.image_urls
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 

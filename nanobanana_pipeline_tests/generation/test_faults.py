@@ -22,7 +22,7 @@ from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwi
 from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.ledger.work import open_attempts
 from nanobanana_pipeline.simulator.faults import FAULTS
-from nanobanana_pipeline_tests.generation.pipelines import SHORT_TIMEOUTS, Pipeline
+from nanobanana_pipeline_tests.generation.pipelines import QUICK, SHORT_TIMEOUTS, Pipeline
 
 
 @dataclass(frozen=True)
@@ -404,13 +404,22 @@ def test_a_task_that_is_told_of_when_its_attempt_was_given_up_is_not_forgotten(
     assert task in caplog.text
 
 
-@pytest.mark.parametrize(("lost_polls", "first_status"), [(2, "succeeded"), (5000, "in_flight")])
+@pytest.mark.parametrize(
+    ("poll", "first_status"),
+    [
+        ({"fault": "poll_500", "times": 2}, "succeeded"),
+        ({"fault": "poll_500"}, "in_flight"),
+        # By one of the provider's machines that has not heard yet that the task is done.
+        ({"fault": "never_ends", "times": 2}, "succeeded"),
+        ({"fault": "never_ends"}, "in_flight"),
+    ],
+)
 def test_an_expired_url_and_a_lost_poll_together_cost_no_image(
-    pipeline: Pipeline, lost_polls: int, first_status: str
+    pipeline: Pipeline, poll: dict[str, Any], first_status: str
 ) -> None:
     """A chaos run found it: the one poll for a fresh URL was lost, and a paid image was given up for good."""
     # At once complete, so that the only polls are those for a fresh URL.
-    faults = [{"fault": "fast_path"}, {"fault": "url_expired"}, {"fault": "poll_500", "times": lost_polls}]
+    faults = [{"fault": "fast_path"}, {"fault": "url_expired"}, poll]
     pipeline.simulator.set_faults([{"prompt": "harbour", **fault} for fault in faults])
     pipeline.write([{"prompt_id": "harbour", "prompt": "harbour"}])
     pipeline.run()
@@ -443,6 +452,23 @@ def test_a_key_that_is_refused_on_the_way_stops_the_run_and_loses_nothing(pipeli
     pipeline.run()
     assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
     assert sorted(pipeline.accepted()) == [f"p{n}" for n in range(8)]
+    pipeline.assert_books_agree()
+
+
+def test_a_key_that_is_refused_when_a_fresh_url_is_asked_for_gives_no_image_up(pipeline: Pipeline) -> None:
+    """Not even one that was paid for days ago: the image is there for whoever comes with the right key."""
+    faults = [{"fault": "fast_path"}, {"fault": "url_expired"}, {"fault": "poll_401"}]
+    pipeline.simulator.set_faults([{"prompt": "harbour", **fault} for fault in faults])
+    pipeline.write([{"prompt_id": "harbour", "prompt": "harbour"}])
+    with pytest.raises(UserError, match="NANOBANANA_API_KEY"):
+        pipeline.run(patience=replace(QUICK, give_up_delivery_s=0.0))
+    (row,) = pipeline.results().values()
+    assert row["status"] == "in_flight"
+    pipeline.simulator.set_faults([])
+    pipeline.run()
+    (row,) = pipeline.results().values()
+    assert row["status"] == "succeeded"
+    assert pipeline.accepted() == ["harbour"]
     pipeline.assert_books_agree()
 
 
