@@ -5,8 +5,9 @@ provider's limits, in one transaction, and lets those go at once.
 """
 
 import asyncio
+import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from nanobanana_pipeline.generation.limits import ProviderGate
@@ -18,6 +19,8 @@ from nanobanana_pipeline.ledger.states import AttemptState, ItemState
 
 _BATCH: Final = 64
 _LONGEST_WAIT_S: Final = 5.0
+_STILL_S: Final = 60.0
+"""Two questions that found no room within this time (longer than any pause of our own): there was none in between."""
 
 
 class StoppedError(Exception):
@@ -35,7 +38,6 @@ class DeferredError(Exception):
 class _Waiting:
     request: AdmissionRequest
     future: "asyncio.Future[Attempt | Stale]"
-    blocked_since: float | None = field(default=None)
 
 
 class Admissions:
@@ -48,6 +50,9 @@ class Admissions:
         self._gate = gate
         # However many reservations are open elsewhere, they settle within a task's longest life or not at all.
         self._patience_s = patience_s
+        # From when, and until when, there was no room under the cap whenever the ledger was asked. It is everybody's:
+        # with a wait of its own for each batch, a shard took hours to find that there was none.
+        self._no_room_since = self._no_room_until = -math.inf
         self._queue: deque[_Waiting] = deque()
         self._changed = asyncio.Event()
         self._stopped = False
@@ -112,6 +117,7 @@ class Admissions:
                 if not waiting.future.done():
                     waiting.future.set_exception(StoppedError())
             else:
+                self._no_room_until = -math.inf
                 waiting.future.set_result(verdict)
         return self._put_back(blocked)
 
@@ -126,8 +132,10 @@ class Admissions:
                 continue
             shortage = verdict.shortage
             if verdict.by is BlockedBy.BUDGET and shortage is not None:
-                waiting.blocked_since = waiting.blocked_since or now
-                if not shortage.may_ease or now - waiting.blocked_since > self._patience_s:
+                if now - self._no_room_until > _STILL_S:
+                    self._no_room_since = now
+                self._no_room_until = now
+                if not shortage.may_ease or now - self._no_room_since > self._patience_s:
                     waiting.future.set_exception(DeferredError(shortage))
                     continue
             self._queue.appendleft(waiting)
