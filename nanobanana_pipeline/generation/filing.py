@@ -13,7 +13,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 from nanobanana_pipeline.catalogue.identity import Request
 from nanobanana_pipeline.generation.answers import Downloaded
@@ -134,8 +133,10 @@ class Filing:
 
 
 def _without_signature(url: str) -> str:
-    """The URL without query and fragment: they hold a signature, which is a key while it lasts."""
-    if url.startswith("data:"):
+    """The URL without query and fragment: they hold a signature, which is a key while it lasts. Nor with its user."""
+    if url[:5].lower() == "data:":
         return "data:"
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    # Not by urllib, which raises for what the client makes sense of: the image is here.
+    scheme, _, rest = url.partition("?")[0].partition("#")[0].partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"

@@ -3,6 +3,7 @@
 All faults of a test strike in one run, each on a prompt of its own: what one item meets must not touch another.
 """
 
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,15 @@ import pytest
 
 from nanobanana_pipeline.catalogue.identity import Request
 from nanobanana_pipeline.errors import UserError
-from nanobanana_pipeline.generation.answers import Accepted, Downloaded, DownloadError, Refused, Unknown
+from nanobanana_pipeline.generation.answers import (
+    Accepted,
+    Downloaded,
+    DownloadError,
+    Polled,
+    PollError,
+    Refused,
+    Unknown,
+)
 from nanobanana_pipeline.generation.client import HttpProvider
 from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.shard_run import generate_shard
@@ -367,6 +376,45 @@ async def _giving_one_picture(provider: HttpProvider) -> AsyncGenerator[HttpProv
         return await download(url)
 
     provider.download = first_only
+    async with provider:
+        yield provider
+
+
+def test_an_odd_address_of_a_result_is_shown_without_what_is_secret_or_long_in_it(pipeline: Pipeline) -> None:
+    """Whatever it can be fetched from: an image that is there must not end a run, nor be in the tables as text."""
+    pipeline.write([{"prompt_id": name, "prompt": name} for name in ("user", "inline")])
+    with pipeline.open() as workspace:
+        (shard,) = refresh(workspace).shards
+        generate_shard(workspace, shard, lambda: _with_odd_addresses(pipeline.provider(workspace)), pipeline.options())
+    assert {row["status"] for row in pipeline.results().values()} == {"succeeded"}
+    inline, plain = sorted(row["source_url"] for row in pipeline.table("images"))
+    assert inline == "data:"
+    assert plain.startswith("http://127.0.0.1:")
+    pipeline.assert_books_agree()
+
+
+@asynccontextmanager
+async def _with_odd_addresses(provider: HttpProvider) -> AsyncGenerator[HttpProvider]:
+    """The provider; where one result is has a user with a bracket in its name, and the other comes in its address."""
+    poll = provider.poll
+    inline: list[str] = []
+
+    async def odd(url: str, task_id: str) -> str:
+        if task_id not in (inline or [task_id]):
+            return url.replace("://", "://us[er:secret@")
+        inline.append(task_id)
+        downloaded = await provider.download(url)
+        assert isinstance(downloaded, Downloaded)
+        return f"DATA:image/png;base64,{b64encode(downloaded.data).decode()}"
+
+    async def answered(task_id: str) -> Polled | PollError:
+        answer = await poll(task_id)
+        if isinstance(answer, PollError):
+            return answer
+        entries = [replace(entry, url=await odd(entry.url or "", task_id)) for entry in answer.task.entries]
+        return Polled(replace(answer.task, entries=tuple(entries)))
+
+    provider.poll = answered
     async with provider:
         yield provider
 
