@@ -16,6 +16,7 @@ from typing import Final
 
 import orjson
 
+from nanobanana_pipeline.generation.errors import MAX_RETRY_AFTER_S
 from nanobanana_pipeline.ledger.entries import InFlight
 
 _MIN_LIMIT: Final = 1.0
@@ -24,6 +25,7 @@ _FIRST_LIMIT: Final = 64.0
 _DECREASE_EVERY_MS: Final = 1000
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
+_LONGEST_RETRY_AFTER_MS: Final = int(MAX_RETRY_AFTER_S * 1000)
 _ASK_AGAIN_S: Final = 0.25
 _RATE_USED: Final = 0.985
 """Share of the requests a minute: at the very limit, a request that travels faster than the last would be refused."""
@@ -49,7 +51,13 @@ class Throttle:
     @classmethod
     def load(cls, text: str | None, *, limit: float, now: int) -> "Throttle":
         """The state kept in the ledger, or a fresh one."""
-        return cls(**orjson.loads(text)) if text else cls(limit=limit, tokens=1.0, refilled_at=now)
+        if not text:
+            return cls(limit=limit, tokens=1.0, refilled_at=now)
+        kept = orjson.loads(text)
+        # Of a clock that has been put back since: nothing would be sent until it is there again.
+        kept["paused_until"] = min(kept["paused_until"], now + _LONGEST_RETRY_AFTER_MS)
+        kept["decreased_at"] = min(kept["decreased_at"], now)
+        return cls(**kept)
 
     def dump(self) -> str:
         """As kept in the ledger."""

@@ -57,6 +57,15 @@ def test_after_a_push_back_nobody_comes_back_in_the_same_moment() -> None:
     assert max(own) - min(own) > 0.5
 
 
+def test_a_clock_that_is_put_back_holds_nobody_up_for_longer_than_a_provider_may() -> None:
+    """The machine's clock was a day ahead when the provider asked for a pause, and was put right in it."""
+    gate, day_ms, hour_ms = _gate(64), 86_400_000, 3_600_000
+    state: str | None = gate.pushed_back(None, day_ms, 20.0)
+    assert gate.grant(state, 0, InFlight(0), 10)[0] == 0
+    state = gate.take(state, 0, 0)
+    assert gate.grant(state, hour_ms, InFlight(0), 10)[0] > 0
+
+
 def test_a_large_limit_is_approached_in_steps() -> None:
     """Thousands of submits at a provider that takes twenty would all be refused at once."""
     gate = _gate(5000)
