@@ -157,8 +157,11 @@ def take_over(postings: Postings, shard: str, owner: str, *, grace_s: float) -> 
         .with_for_update(of=_attempts)
     )
     rows = postings.execute(query).all()
-    others = {row.owner for row in rows} - {owner}
-    free, holders = expired_owners(postings.connection, postings.now, others, grace_s=grace_s)
+    owners = {row.owner for row in rows} - {owner}
+    # Whoever died with nothing open goes with them: else it would be shown as at work for ever.
+    leases = sa.select(schema.leases.c.owner).where(schema.leases.c.shard == shard, schema.leases.c.owner != owner)
+    others = owners.union(postings.execute(leases).scalars())
+    free, held = expired_owners(postings.connection, postings.now, others, grace_s=grace_s)
     ours: list[Attempt] = []
     for row in rows:
         if row.owner not in free:
@@ -180,7 +183,7 @@ def take_over(postings: Postings, shard: str, owner: str, *, grace_s: float) -> 
         )
         gone = schema.leases.delete().where(schema.leases.c.owner.in_(free), schema.leases.c.shard == shard)
         postings.execute(gone)
-    return TakeOver(ours, holders, postings.now)
+    return TakeOver(ours, {name: end for name, end in held.items() if name in owners}, postings.now)
 
 
 def candidates(

@@ -6,8 +6,9 @@ import sys
 import time
 
 import pytest
+import sqlalchemy as sa
 
-from nanobanana_pipeline.ledger import leases
+from nanobanana_pipeline.ledger import leases, schema
 from nanobanana_pipeline.ledger.entries import Worker
 from nanobanana_pipeline.ledger.leases import LeaseLostError, ProcessIdentity
 from nanobanana_pipeline.ledger.ledger import Ledger
@@ -58,6 +59,19 @@ def test_an_expired_lease_is_taken_over_only_after_a_submits_longest_time(
     for later_s, free in ((31, False), (30 + 60 + 4, False), (30 + 60 + 6, True)):
         monkeypatch.setattr(ledger.database, "now", lambda connection, ms=later_s * 1000: real(connection) + ms)
         assert bool(taken(ledger).attempts) is free
+
+
+def test_a_worker_that_died_idle_leaves_the_book_as_well(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had nothing open that could be taken over, and was shown as at work for ever."""
+    lease = ledger.lease(SHARD, "run-1", seconds=30)
+    lease.acquire()
+    real = ledger.database.now
+    for later_s, there in ((30 + 65 - 1, 1), (30 + 65 + 1, 0)):
+        monkeypatch.setattr(ledger.database, "now", lambda connection, ms=later_s * 1000: real(connection) + ms)
+        found = taken(ledger)
+        assert (found.attempts, found.holders) == ([], {})
+        with ledger.database.read() as connection:
+            assert connection.execute(sa.select(sa.func.count()).select_from(schema.leases)).scalar_one() == there
 
 
 def test_a_dead_process_on_this_machine_is_known_at_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
