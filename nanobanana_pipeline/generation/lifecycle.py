@@ -267,7 +267,7 @@ class Lifecycle:
         return None
 
     def _may_resubmit(self, attempt: Attempt) -> bool:
-        if self._policy.resubmit_unknown:
+        if self._policy.resubmit_unknown and attempt.run_id != self._policy.run_id:
             # Once an item under one root run: a re-execution copies its parent's config, and must not pay again.
             return not (attempt.cause is Cause.RESUBMIT and attempt.root_run_id == self._policy.root_run_id)
         return self._policy.on_unknown == "resubmit" and attempt.attempt < self._policy.max_attempts

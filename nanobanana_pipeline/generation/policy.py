@@ -13,4 +13,6 @@ class Policy:
     on_unknown: Literal["hold", "resubmit"]
     on_unusable: Literal["keep", "regenerate"]
     resubmit_unknown: bool
+    """A person's word about what earlier runs left without an answer, not about what this one sends."""
+    run_id: str
     root_run_id: str

@@ -180,6 +180,7 @@ def engine_options(settings: Settings, options: RunOptions) -> EngineOptions:
             on_unknown="hold" if options.limit == 0 else settings.on_unknown,
             on_unusable=settings.on_unusable,
             resubmit_unknown=options.resubmit_unknown,
+            run_id=options.run_id,
             root_run_id=options.root_run_id,
         ),
         caps=Caps(

@@ -66,6 +66,7 @@ class Attempt:
     resolution: str
     request_hash: str
     cause: Cause
+    run_id: str
     root_run_id: str
     run_scope: str
     day: str

@@ -395,6 +395,7 @@ def _first_submit(candidate: Candidate, reserve_micros: int, worker: Worker, adm
         resolution=candidate.resolution,
         request_hash=candidate.request_hash,
         cause=candidate.cause,
+        run_id=worker.run_id,
         root_run_id=worker.root_run_id,
         run_scope=worker.run_scope,
         day=admission.day,

@@ -334,6 +334,19 @@ def test_an_overdue_task_that_was_asked_in_vain_is_sent_again_when_a_person_says
     pipeline.assert_books_agree()
 
 
+def test_a_word_to_send_unknown_outcomes_again_is_not_about_those_to_come(pipeline: Pipeline) -> None:
+    """Nobody has looked at them yet, and a plan that was approved counts none of them."""
+    pipeline.simulator.set_faults([{"fault": "answer_lost", "times": 1}])
+    pipeline.write([{"prompt_id": "old", "prompt": "old"}])
+    pipeline.run()
+    pipeline.write([{"prompt_id": name, "prompt": name} for name in ("old", "new")])
+    pipeline.run(resubmit_unknown=True)
+    states = {name: [attempt["state"] for attempt in pipeline.attempts(name)] for name in ("old", "new")}
+    assert states == {"old": ["abandoned", "stored"], "new": ["unknown"]}
+    assert sorted(pipeline.accepted()) == ["new", "old", "old"]
+    pipeline.assert_books_agree()
+
+
 def test_a_host_that_was_out_of_order_gives_the_image_in_the_next_run(pipeline: Pipeline) -> None:
     """Paid is paid: the next run downloads, and does not generate."""
     run_cases(pipeline, [Case("image_500_then_good", "", "", params={"failures": 5})])
