@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--keep-page", action="store_true", help="leave docs/performance.md as it is")
     chosen = parser.parse_args()
     if len(chosen.only) > 1:
-        # Each in a process of its own: no child's peak of memory is seen as lower than its parent's, and after tables of
-        # ten million rows every program seemed to take 821 MB.
+        # Each in a process of its own: no child's peak of memory is seen as lower than its parent's, and after tables
+        # of ten million rows every program seemed to take 821 MB.
         for name in chosen.only:
             command = [sys.executable, "-m", __spec__.parent, *sys.argv[1:], "--only", name]
             if code := subprocess.run(command, check=False).returncode:
