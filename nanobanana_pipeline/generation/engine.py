@@ -25,10 +25,10 @@ from nanobanana_pipeline.generation.policy import Policy
 from nanobanana_pipeline.generation.polling import PollSchedule
 from nanobanana_pipeline.generation.tally import Tally
 from nanobanana_pipeline.ledger.budget import Caps
-from nanobanana_pipeline.ledger.entries import Attempt, Candidate, Worker
+from nanobanana_pipeline.ledger.entries import Attempt, Candidate, Cause, Worker
 from nanobanana_pipeline.ledger.leases import Lease
 from nanobanana_pipeline.ledger.ledger import Ledger
-from nanobanana_pipeline.ledger.states import AttemptState
+from nanobanana_pipeline.ledger.states import UNDECIDED_STATES, AttemptState
 from nanobanana_pipeline.ledger.work import Rerun, TakeOver, take_over
 from nanobanana_pipeline.model_specs.spec import ModelSpec
 from nanobanana_pipeline.storage.images import ImageStore
@@ -86,6 +86,8 @@ class Engine:
         # Twice the open tasks: while one is delivered, another may be generated in its place.
         self._slots = asyncio.Semaphore(2 * options.max_in_flight)
         self._begun = 0
+        # What may be sent again, by item: given up one by one as their items' turns come, so none beyond the limit.
+        self._held: dict[str, Attempt] = {}
         self._clock_offset_ms = time.time() * 1000 - time.monotonic() * 1000
         self._schedule = PollSchedule.shared(ledger.database.place, spec.name, partial(ledger.latencies, spec.name))
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
@@ -137,6 +139,8 @@ class Engine:
                 await self._finish_open(shard)
                 await self._begin_new(shard)
                 await self._wait_for_holders(shard)
+                for attempt in self._held.values():
+                    self._lifecycle.leave_held(attempt)
         except asyncio.CancelledError:
             # Cancelled from outside: the same as a stop, then on with the cancellation.
             self._begin_stop()
@@ -189,10 +193,13 @@ class Engine:
                 rerun=rerun,
                 root_run_id=self._worker.root_run_id,
                 items=self._options.items,
+                undecided=bool(self._held),
             )
             if not page:
                 return
             for candidate in page:
+                if candidate.state in UNDECIDED_STATES and candidate.item_id not in self._held:
+                    continue
                 await self._slots.acquire()
                 if self._stopping.is_set():
                     self._slots.release()
@@ -243,11 +250,13 @@ class Engine:
     async def _finish_one(self, attempt: Attempt) -> None:
         async with self._slots:
             self._tally.in_flight += attempt.state is AttemptState.SUBMITTED
-            await self._lifecycle.finish(attempt)
+            if await self._lifecycle.finish(attempt) is Cause.RESUBMIT:
+                self._held[attempt.item_id] = attempt
 
     async def _begin_one(self, candidate: Candidate) -> None:
         try:
-            made = await self._lifecycle.begin(candidate)
+            held = self._held.pop(candidate.item_id, None) if candidate.state in UNDECIDED_STATES else None
+            made = await self._lifecycle.begin(candidate, held)
             self._begun -= not made
         finally:
             self._slots.release()

@@ -91,9 +91,17 @@ class Lifecycle:
 
     # --- the whole way -----------------------------------------------------------------------------------------------
 
-    async def begin(self, candidate: Candidate) -> bool:
-        """Make an attempt for an item, and more after failures that deserve it. False when it was not ours to make."""
+    async def begin(self, candidate: Candidate, held: Attempt | None = None) -> bool:
+        """Make an attempt for an item, and more after failures that deserve it. False when it was not ours to make.
+
+        `held` is the item's attempt of which `finish` said that it may be sent again: it is given up first.
+        """
         made = False
+        if held is not None:
+            await self._give_up(held)
+            candidate = replace(candidate, state=ItemState.PENDING)
+            # It counts from here, whatever comes of it: what was given up would be paid for by any later run.
+            made = True
         following: Candidate | None = candidate
         while following is not None:
             candidate, following = following, None
@@ -106,6 +114,8 @@ class Lifecycle:
                 return made
             made = True
             cause = await self.finish(attempt)
+            if cause is Cause.RESUBMIT:
+                await self._give_up(attempt)
             if cause is not None:
                 failures = candidate.failures + (cause is Cause.RETRY)
                 following = replace(
@@ -114,16 +124,19 @@ class Lifecycle:
         return made
 
     async def finish(self, attempt: Attempt) -> Cause | None:
-        """Bring an open attempt to its end; returns why another should follow, if one should."""
+        """Bring an open attempt to its end; returns why another should follow, if one should.
+
+        With `Cause.RESUBMIT` the attempt is still held: it is given up only by what takes its place (see `begin`).
+        """
         if attempt.state is AttemptState.UNKNOWN:
-            return await self._held(attempt)
+            return self._held(attempt)
         if attempt.state in {AttemptState.SUBMITTED, AttemptState.OVERDUE}:
             answer = await self._poll_to_the_end(attempt)
             if isinstance(answer, PollError):
                 # One that could not be asked about may have its image by now: to send it again might pay twice.
-                return await self._held(attempt, asked_in_vain=answer.kind is not ErrorKind.NOT_FOUND)
+                return self._held(attempt, asked_in_vain=answer.kind is not ErrorKind.NOT_FOUND)
             if answer.task.state == "running":
-                return await self._held(attempt)
+                return self._held(attempt)
             if answer.task.state == "failed":
                 return await self._failed(attempt, answer.task)
             await self._completed(attempt, answer.task)
@@ -255,16 +268,22 @@ class Lifecycle:
             error_message=answer.message,
         )
 
-    async def _held(self, attempt: Attempt, *, asked_in_vain: bool = False) -> Cause | None:
+    def _held(self, attempt: Attempt, *, asked_in_vain: bool = False) -> Cause | None:
         """An unknown or overdue outcome: nothing more is sent for it unless a person, or the settings, say so."""
         if self._may_resubmit(attempt) and not asked_in_vain:
-            await self._move(attempt, AttemptState.ABANDONED, then=ItemState.PENDING)
             return Cause.RESUBMIT
+        self.leave_held(attempt)
+        return None
+
+    def leave_held(self, attempt: Attempt) -> None:
+        """Count an attempt that stays held."""
         if attempt.state is AttemptState.UNKNOWN:
             self._tally.unknown += 1
         else:
             self._tally.overdue += 1
-        return None
+
+    async def _give_up(self, attempt: Attempt) -> None:
+        await self._move(attempt, AttemptState.ABANDONED, then=ItemState.PENDING)
 
     def _may_resubmit(self, attempt: Attempt) -> bool:
         if self._policy.resubmit_unknown and attempt.run_id != self._policy.run_id:

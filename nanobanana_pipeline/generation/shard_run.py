@@ -176,8 +176,7 @@ def engine_options(settings: Settings, options: RunOptions) -> EngineOptions:
         policy=Policy(
             max_attempts=settings.max_attempts,
             task_deadline_s=float(settings.task_deadline_s),
-            # Nothing may be begun: then nothing is given up either, to be sent again by a run that may.
-            on_unknown="hold" if options.limit == 0 else settings.on_unknown,
+            on_unknown=settings.on_unknown,
             on_unusable=settings.on_unusable,
             resubmit_unknown=options.resubmit_unknown,
             run_id=options.run_id,

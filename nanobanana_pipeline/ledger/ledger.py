@@ -151,13 +151,20 @@ class Ledger:
         rerun: work.Rerun | None = None,
         root_run_id: str = "",
         items: Sequence[str] = (),
+        undecided: bool = False,
     ) -> list[Candidate]:
         """The next page of items that wait for an attempt; see `work.candidates`."""
 
         def read() -> list[Candidate]:
             with self.database.read() as connection:
                 return work.candidates(
-                    connection, shard, after=after, rerun=rerun, root_run_id=root_run_id, items=items
+                    connection,
+                    shard,
+                    after=after,
+                    rerun=rerun,
+                    root_run_id=root_run_id,
+                    items=items,
+                    undecided=undecided,
                 )
 
         return self.database.through_loss(read)

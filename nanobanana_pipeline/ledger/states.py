@@ -39,6 +39,9 @@ class ItemState(StrEnum):
 WAITING_STATES = (ItemState.PENDING, ItemState.DEFERRED)
 """Items that wait for an attempt."""
 
+UNDECIDED_STATES = (ItemState.UNKNOWN, ItemState.OVERDUE)
+"""Items with an attempt of which nobody knows the outcome."""
+
 S = AttemptState
 
 MOVES: dict[AttemptState, frozenset[AttemptState]] = {

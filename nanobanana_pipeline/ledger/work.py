@@ -16,7 +16,7 @@ from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.entries import Attempt, Candidate, Cause
 from nanobanana_pipeline.ledger.leases import expired_owners
 from nanobanana_pipeline.ledger.postings import Postings
-from nanobanana_pipeline.ledger.states import OPEN_STATES, WAITING_STATES, AttemptState, ItemState
+from nanobanana_pipeline.ledger.states import OPEN_STATES, UNDECIDED_STATES, WAITING_STATES, AttemptState, ItemState
 
 _items = schema.items
 _attempts = schema.attempts
@@ -194,15 +194,17 @@ def candidates(
     rerun: Rerun | None = None,
     root_run_id: str = "",
     items: Sequence[str] = (),
+    undecided: bool = False,
     limit: int = PAGE,
 ) -> list[Candidate]:
     """The next page of active items that wait for an attempt: by priority, then in catalogue order, after `after`.
 
     An item whose priority is raised beyond that of `after` meanwhile has its turn in the next run. With `rerun` it is
     those that a person wants to pay for again, and that this root run has made no attempt for. With `items` it is only
-    these, by item_id.
+    these, by item_id. With `undecided`, items whose outcome is held have their turn among those that wait.
     """
-    states = rerun.states if rerun else WAITING_STATES
+    waiting = (*WAITING_STATES, *UNDECIDED_STATES) if undecided else WAITING_STATES
+    states = rerun.states if rerun else waiting
     earlier = _attempts.alias("earlier")
     failures = _failures(_items.c.item_id, _items.c.request_hash)
     last = sa.case((_attempts.c.request_hash == _items.c.request_hash, _attempts.c.state)).label("last_state")
@@ -367,8 +369,10 @@ _CAUSE_AFTER = {
     AttemptState.FAILED: Cause.RETRY,
     AttemptState.UNUSABLE: Cause.REGENERATE,
     AttemptState.ABANDONED: Cause.RESUBMIT,
+    AttemptState.UNKNOWN: Cause.RESUBMIT,
+    AttemptState.OVERDUE: Cause.RESUBMIT,
 }
-"""Why an item that waits is tried again, by how its last attempt (of the same request) ended."""
+"""Why an item is tried again, by how its last attempt (of the same request) ended, or is held."""
 
 _FIELDS = [name for name in Attempt.__dataclass_fields__ if name not in {"body", "failures"}]
 _ATTEMPT_COLUMNS = [

@@ -29,7 +29,7 @@ from nanobanana_pipeline.generation.intake import refresh
 from nanobanana_pipeline.generation.shard_run import generate_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
 from nanobanana_pipeline.ledger.states import AttemptState
-from nanobanana_pipeline.ledger.work import open_attempts
+from nanobanana_pipeline.ledger.work import Rerun, open_attempts
 from nanobanana_pipeline.simulator.faults import FAULTS
 from nanobanana_pipeline_tests.generation.pipelines import QUICK, SHORT_TIMEOUTS, Pipeline
 
@@ -344,6 +344,61 @@ def test_a_word_to_send_unknown_outcomes_again_is_not_about_those_to_come(pipeli
     states = {name: [attempt["state"] for attempt in pipeline.attempts(name)] for name in ("old", "new")}
     assert states == {"old": ["abandoned", "stored"], "new": ["unknown"]}
     assert sorted(pipeline.accepted()) == ["new", "old", "old"]
+    pipeline.assert_books_agree()
+
+
+def three_of_unknown_outcome(pipeline: Pipeline) -> None:
+    """Send a, b and c, and lose the answers."""
+    pipeline.simulator.set_faults([{"fault": "answer_lost", "times": 1}])
+    pipeline.write([{"prompt_id": name, "prompt": name} for name in "abc"])
+    pipeline.run()
+    assert sorted(pipeline.accepted()) == ["a", "b", "c"]
+
+
+def states_of_three(pipeline: Pipeline) -> list[list[str]]:
+    """What became of the attempts of a, b and c."""
+    return [[attempt["state"] for attempt in pipeline.attempts(name)] for name in "abc"]
+
+
+def test_a_pilot_gives_up_no_more_unknown_outcomes_than_it_sends_again(pipeline: Pipeline) -> None:
+    """The others would wait to be sent, and a run that nobody told to pay twice would."""
+    three_of_unknown_outcome(pipeline)
+    for _ in range(2):
+        pipeline.run(limit=1, resubmit_unknown=True, root_run_id="the-same-root")
+        assert states_of_three(pipeline) == [["abandoned", "stored"], ["unknown"], ["unknown"]]
+    pipeline.run(limit=0, resubmit_unknown=True)
+    (report,) = pipeline.run()
+    assert report.tally.unknown == 2
+    assert pipeline.accepted()[3:] == ["a"]
+    pipeline.run(limit=1, resubmit_unknown=True)
+    assert pipeline.accepted()[3:] == ["a", "b"]
+    pipeline.assert_books_agree()
+
+
+def test_a_pilot_that_was_refused_goes_on_with_the_outcome_that_it_gave_up(pipeline: Pipeline) -> None:
+    """What was given up and not sent is within the limit still, and comes before any other."""
+    three_of_unknown_outcome(pipeline)
+    key, pipeline.simulator.api_key = pipeline.simulator.api_key, "another-key-altogether"
+    for _ in range(2):
+        with pytest.raises(UserError, match="NANOBANANA_API_KEY"):
+            pipeline.run(limit=1, resubmit_unknown=True, root_run_id="the-same-root")
+    pipeline.simulator.api_key = key
+    for _ in range(2):
+        pipeline.run(limit=1, resubmit_unknown=True, root_run_id="the-same-root")
+    assert pipeline.accepted()[3:] == ["a"]
+    assert states_of_three(pipeline)[1:] == [["unknown"], ["unknown"]]
+    pipeline.assert_books_agree()
+
+
+def test_only_the_unknown_outcomes_of_chosen_items_are_given_up(pipeline: Pipeline) -> None:
+    """A person's word about one item is none about another."""
+    three_of_unknown_outcome(pipeline)
+    chosen = pipeline.results()["b", 1]["item_id"]
+    (report,) = pipeline.run(items=(chosen,), rerun=Rerun.REGENERATE, resubmit_unknown=True)
+    assert states_of_three(pipeline) == [["unknown"], ["abandoned", "stored"], ["unknown"]]
+    assert report.tally.unknown == 2
+    pipeline.run()
+    assert pipeline.accepted()[3:] == ["b"]
     pipeline.assert_books_agree()
 
 

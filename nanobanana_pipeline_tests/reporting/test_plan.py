@@ -142,6 +142,23 @@ def test_a_limit_means_the_items_that_a_run_would_begin(world: Callable[..., Wor
     assert sorted(sent) == ["0.5K", "1K", "2K", "4K"]
 
 
+def test_a_limit_counts_what_is_sent_again_in_its_turn(world: Callable[..., World], ledger_url: str) -> None:
+    """A pilot's plan and its run mean the same items, those of unknown outcome among them."""
+    lost = [{"contains": f"number {n}", "fault": "answer_lost", "times": 1} for n in (1, 3)]
+    made = world(faults=lost, ledger_url=ledger_url)
+    wished = rows(7, resolution=["1K", "0.5K", "1K", "2K", "4K", "1K", "1K"])
+    made.catalogue("one", wished[:4])
+    made.run()
+    made.catalogue("one", wished)
+
+    planned = plan(made.workspace, wanted=Wanted(limit=3, resubmit_unknown=True))
+    made.run(limit=3, resubmit_unknown=True)
+
+    assert planned.by_resolution == {"0.5K": 1, "2K": 1, "4K": 1}
+    sent = [row for row in made.workspace.tables.read("attempts").to_pylist() if row["run_id"] == "run-2"]
+    assert sorted(row["resolution"] for row in sent) == ["0.5K", "2K", "4K"]
+
+
 def test_a_first_forecast_holds_the_list_price(world: Callable[..., World]) -> None:
     """Before anything was made the spec is all there is; the interval must be honest about that."""
     made = world()
