@@ -12,10 +12,10 @@ from typing import Final
 
 from nanobanana_pipeline.generation.limits import ProviderGate
 from nanobanana_pipeline.ledger.budget import Caps, Shortage
-from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Blocked, BlockedBy, Stale, Worker
+from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Blocked, BlockedBy, Candidate, Stale, Worker
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.postings import Postings, Verdict
-from nanobanana_pipeline.ledger.states import AttemptState, ItemState
+from nanobanana_pipeline.ledger.states import AttemptState
 
 _BATCH: Final = 64
 _LONGEST_WAIT_S: Final = 5.0
@@ -113,7 +113,7 @@ class Admissions:
             if isinstance(verdict, Blocked):
                 blocked.append((waiting, verdict))
             elif self._stopped or waiting.future.done():
-                await self._give_back(verdict)
+                await self._give_back(waiting.request.candidate, verdict)
                 if not waiting.future.done():
                     waiting.future.set_exception(StoppedError())
             else:
@@ -144,14 +144,14 @@ class Admissions:
             return 0.0
         return None if wait_s is None else min(wait_s, _LONGEST_WAIT_S)
 
-    async def _give_back(self, verdict: Attempt | Stale) -> None:
+    async def _give_back(self, candidate: Candidate, verdict: Attempt | Stale) -> None:
         """Undo an admission that nobody is left to use: it was never sent."""
         if isinstance(verdict, Attempt):
             await self._ledger.post(
                 lambda postings: postings.move(
                     verdict,
                     AttemptState.REFUSED,
-                    then=ItemState.PENDING,
+                    then=candidate.state_if_refused,
                     error_kind="retryable",
                     error_message="not sent: the run was stopped first",
                 )

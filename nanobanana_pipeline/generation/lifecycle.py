@@ -156,6 +156,7 @@ class Lifecycle:
         request = Request.from_json(candidate.body)
         today = datetime.fromtimestamp(self._now_ms() / 1000, UTC).date()
         reserve = reservation(self._spec, len(request.prompt), len(request.image_urls), request.resolution, today)
+        unsent = candidate.state_if_refused
         again: Attempt | None = None
         for number in range(1, self._patience.submit_tries + 1):
             attempt = await self._admissions.admit(AdmissionRequest(candidate, reserve, again))
@@ -164,9 +165,7 @@ class Lifecycle:
             try:
                 await self._hold_lease()
             except LeaseLostError:
-                await self._refuse(
-                    attempt, Refused(ErrorKind.RETRYABLE, None, "not sent: lease lost"), ItemState.PENDING
-                )
+                await self._refuse(attempt, Refused(ErrorKind.RETRYABLE, None, "not sent: lease lost"), unsent)
                 raise
             answer = await self._send(attempt, request)
             match answer:
@@ -177,10 +176,11 @@ class Lifecycle:
                     await self._lost(attempt, answer)
                     return attempt
                 case Refused(kind=kind) if kind in STOPS_RUN:
-                    await self._refuse(attempt, answer, ItemState.PENDING)
+                    await self._refuse(attempt, answer, unsent)
                     raise RunStoppedError(kind, answer.message)
                 case Refused(kind=kind) if kind in RETRY_SUBMIT:
-                    await self._pushed_back(attempt, answer, last=number == self._patience.submit_tries)
+                    last = number == self._patience.submit_tries
+                    await self._pushed_back(attempt, answer, ItemState.DEFERRED if last else unsent)
                 case Refused(kind=kind):
                     await self._refuse(attempt, answer, ItemState.FAILED)
                     self._tally.failed_with(kind)
@@ -246,9 +246,9 @@ class Lifecycle:
             error_message=answer.reason,
         )
 
-    async def _pushed_back(self, attempt: Attempt, answer: Refused, *, last: bool) -> None:
+    async def _pushed_back(self, attempt: Attempt, answer: Refused, then: ItemState) -> None:
         self._tally.refused_submits += 1
-        await self._refuse(attempt, answer, ItemState.DEFERRED if last else ItemState.PENDING)
+        await self._refuse(attempt, answer, then)
         gate = self._gate
         await self._ledger.post(
             lambda postings: postings.teach(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from nanobanana_pipeline.ledger.budget import Shortage
-from nanobanana_pipeline.ledger.states import AttemptState, Holding, ItemState, holding
+from nanobanana_pipeline.ledger.states import WAITING_STATES, AttemptState, Holding, ItemState, holding
 
 
 class Cause(StrEnum):
@@ -38,6 +38,11 @@ class Candidate:
     failures: int
     """Attempts of this request that the provider failed."""
     cause: Cause = Cause.NEW
+
+    @property
+    def state_if_refused(self) -> ItemState:
+        """The item's state when nothing was sent for it after all: it waits, or has its image (its failure) still."""
+        return ItemState.PENDING if self.state in WAITING_STATES else self.state
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ class Postings:
         seen = (
             again.attempt if again else candidate.attempts,
             candidate.request_hash,
-            ItemState.PENDING if again else candidate.state,
+            candidate.state_if_refused if again else candidate.state,
             True,
         )
         if row is None or (row.attempts, row.request_hash, row.state, bool(row.active)) != seen:

@@ -17,6 +17,7 @@ from nanobanana_pipeline.ledger.entries import Attempt, Candidate, Cause
 from nanobanana_pipeline.ledger.leases import expired_owners
 from nanobanana_pipeline.ledger.postings import Postings
 from nanobanana_pipeline.ledger.states import OPEN_STATES, UNDECIDED_STATES, WAITING_STATES, AttemptState, ItemState
+from nanobanana_pipeline.model_specs.kinds import PUT_OFF
 
 _items = schema.items
 _attempts = schema.attempts
@@ -200,12 +201,11 @@ def candidates(
     """The next page of active items that wait for an attempt: by priority, then in catalogue order, after `after`.
 
     An item whose priority is raised beyond that of `after` meanwhile has its turn in the next run. With `rerun` it is
-    those that a person wants to pay for again, and that this root run has made no attempt for. With `items` it is only
+    those that a person wants to pay for again, and that this root run has not tried. With `items` it is only
     these, by item_id. With `undecided`, items whose outcome is held have their turn among those that wait.
     """
     waiting = (*WAITING_STATES, *UNDECIDED_STATES) if undecided else WAITING_STATES
     states = rerun.states if rerun else waiting
-    earlier = _attempts.alias("earlier")
     failures = _failures(_items.c.item_id, _items.c.request_hash)
     last = sa.case((_attempts.c.request_hash == _items.c.request_hash, _attempts.c.state)).label("last_state")
     query = (
@@ -233,12 +233,7 @@ def candidates(
     if items:
         query = query.where(_items.c.item_id.in_(items))
     if rerun is not None:
-        done = sa.select(earlier.c.attempt_id).where(
-            earlier.c.item_id == _items.c.item_id,
-            # Whatever for: what it has just made is no old image, and what has just failed was tried.
-            earlier.c.root_run_id == root_run_id,
-        )
-        query = query.where(~done.exists())
+        query = query.where(~tried_by(root_run_id))
     return [
         Candidate(
             item_id=row.item_id,
@@ -261,6 +256,18 @@ def candidates(
         )
         for row in connection.execute(query)
     ]
+
+
+def tried_by(root_run_id: str) -> sa.Exists:
+    """Whether a run, or one that repeats it, has tried an item; a refusal that put it off has tried nothing."""
+    earlier = _attempts.alias("earlier")
+    kind = sa.func.coalesce(earlier.c.error_kind, "")
+    return sa.exists().where(
+        earlier.c.item_id == _items.c.item_id,
+        # Whatever for: what it has just made is no old image, and what has just failed was tried.
+        earlier.c.root_run_id == root_run_id,
+        sa.or_(earlier.c.state != AttemptState.REFUSED.value, kind.not_in([one.value for one in PUT_OFF])),
+    )
 
 
 def first_to_begin(

@@ -5,6 +5,7 @@ is here.
 """
 
 from enum import StrEnum
+from typing import Final
 
 
 class ErrorKind(StrEnum):
@@ -32,3 +33,7 @@ class ErrorKind(StrEnum):
     """The task completed, but no good image could be had from it."""
     DEADLINE = "deadline"
     """The task did not end in time; it may still complete and be billed."""
+
+
+PUT_OFF: Final = (ErrorKind.RETRYABLE, ErrorKind.RATE_LIMITED, ErrorKind.AUTH, ErrorKind.BALANCE)
+"""Of a refused submit: about the moment, the key or the account. The request itself is still to be tried."""

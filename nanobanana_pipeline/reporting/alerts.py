@@ -20,7 +20,7 @@ from nanobanana_pipeline.ledger.leases import identity_of
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.states import AttemptState, Holding
 from nanobanana_pipeline.ledger.work import is_open_attempt
-from nanobanana_pipeline.model_specs.kinds import ErrorKind
+from nanobanana_pipeline.model_specs.kinds import PUT_OFF, ErrorKind
 from nanobanana_pipeline.model_specs.loader import load_spec
 from nanobanana_pipeline.model_specs.pricing import reservation
 from nanobanana_pipeline.reporting.costs import shown
@@ -173,12 +173,11 @@ def _of_cap(scope: str, cap: Decimal, held: Holding, least: int, known: frozense
 
 
 def _of_errors(ended: Mapping[tuple[AttemptState, str | None], int], most: float) -> list[Alert]:
-    put_off = (ErrorKind.RETRYABLE, ErrorKind.RATE_LIMITED, *_ACCOUNT)
     good = sum(number for (state, _), number in ended.items() if state is AttemptState.STORED)
     kinds = {
         (kind or "no kind noted"): number
         for (state, kind), number in ended.items()
-        if state in {AttemptState.FAILED, AttemptState.UNUSABLE, AttemptState.REFUSED} and kind not in put_off
+        if state in {AttemptState.FAILED, AttemptState.UNUSABLE, AttemptState.REFUSED} and kind not in PUT_OFF
     }
     bad = sum(kinds.values())
     if good + bad < _ENOUGH or bad <= most * (good + bad):

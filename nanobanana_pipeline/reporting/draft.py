@@ -23,7 +23,7 @@ from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.entries import Cause
 from nanobanana_pipeline.ledger.states import AttemptState, ItemState
-from nanobanana_pipeline.ledger.work import Rerun
+from nanobanana_pipeline.ledger.work import Rerun, tried_by
 from nanobanana_pipeline.model_specs.pricing import reservation
 from nanobanana_pipeline.reporting.forecast import Work
 from nanobanana_pipeline.reporting.history import Expectation, Kind
@@ -288,7 +288,6 @@ def _pages(
 def _known(root_run_id: str | None) -> sa.Select[*tuple[Any, ...]]:
     """What the ledger has of items; `tried`: by the run `root_run_id` or one of its re-executions."""
     last = _attempts.alias("last")
-    mine = sa.exists().where(_attempts.c.item_id == _items.c.item_id, _attempts.c.root_run_id == root_run_id)
     return sa.select(
         _items.c.item_id,
         _items.c.request_hash,
@@ -299,7 +298,7 @@ def _known(root_run_id: str | None) -> sa.Select[*tuple[Any, ...]]:
         _items.c.priority,
         last.c.request_hash.label("last_hash"),
         last.c.cause.label("last_cause"),
-        (sa.false() if root_run_id is None else mine).label("tried"),
+        (sa.false() if root_run_id is None else tried_by(root_run_id)).label("tried"),
     ).outerjoin_from(_items, last, last.c.attempt_id == _items.c.last_attempt_id)
 
 

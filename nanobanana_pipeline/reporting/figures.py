@@ -14,12 +14,11 @@ from sqlalchemy.engine import Connection
 
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.states import IN_FLIGHT_STATES, OPEN_STATES, AttemptState, ItemState
-from nanobanana_pipeline.model_specs.kinds import ErrorKind
+from nanobanana_pipeline.model_specs.kinds import PUT_OFF, ErrorKind
 
 _items = schema.items
 _attempts = schema.attempts
 
-_PUT_OFF: Final = (ErrorKind.RETRYABLE, ErrorKind.RATE_LIMITED, ErrorKind.AUTH, ErrorKind.BALANCE)
 """Refusals that say nothing about the item: it waits for a later run."""
 LATENCY_STEP_MS: Final = 10
 """How finely latencies are told apart: fine enough for a percentile, coarse enough to count a million in few rows."""
@@ -96,7 +95,7 @@ def daily(connection: Connection) -> Iterator[Mapping[str, Any]]:
     state = _attempts.c.state
     put_off = sa.and_(
         state == AttemptState.REFUSED,
-        sa.func.coalesce(_attempts.c.error_kind, "").in_([kind.value for kind in _PUT_OFF]),
+        sa.func.coalesce(_attempts.c.error_kind, "").in_([kind.value for kind in PUT_OFF]),
     )
     is_open = state.in_([open_state.value for open_state in OPEN_STATES])
     of_item = (

@@ -134,6 +134,60 @@ def test_an_image_stays_when_nothing_came_of_making_it_anew(pipeline: Pipeline, 
     pipeline.assert_books_agree()
 
 
+def refused_key(pipeline: Pipeline) -> None:
+    """Regenerate with a key that is not taken."""
+    pipeline.simulator.set_faults([{"fault": "unauthorised_401"}])
+    with pytest.raises(UserError, match="NANOBANANA_API_KEY"):
+        pipeline.run(rerun=Rerun.REGENERATE, root_run_id="the-same-root")
+
+
+def stopped_while_pushed_back(pipeline: Pipeline) -> None:
+    """Regenerate, and stop while the provider wants to be asked later."""
+    pipeline.simulator.set_faults([{"fault": "rate_limited_429", "retry_after": 600}])
+    stop = StopSwitch()
+
+    def stop_once_refused() -> None:
+        pipeline.simulator.wait_for("refused")
+        stop.throw()
+
+    with ThreadPoolExecutor(1) as thread:
+        stopping = thread.submit(stop_once_refused)
+        with pytest.raises(RunInterruptedError):
+            # Later runs are another account's, and have not been told to wait.
+            pipeline.run(stop=stop, rerun=Rerun.REGENERATE, root_run_id="the-same-root", account="pushed back")
+        stopping.result()
+
+
+@pytest.mark.parametrize("interrupt", [refused_key, stopped_while_pushed_back])
+def test_a_regenerate_that_sent_nothing_leaves_the_images_and_is_made_up_for(
+    pipelines: Callable[..., Pipeline], interrupt: Callable[[Pipeline], None]
+) -> None:
+    """The old picture counts until there is a new one; only the same run once more may pay for that."""
+    pipeline = pipelines()
+    pipeline.write(rows(2))
+    pipeline.run()
+    images = pipeline.table("images")
+    interrupt(pipeline)
+    assert "refused" in {row["state"] for row in pipeline.table("attempts")}
+    assert pipeline.table("images") == images
+    pipeline.simulator.set_faults([])
+    pipeline.run()
+    assert len(pipeline.accepted()) == 2
+    for _ in range(2):
+        pipeline.run(rerun=Rerun.REGENERATE, root_run_id="the-same-root")
+    assert len(pipeline.accepted()) == 4
+    pipeline.assert_books_agree()
+
+
+def test_what_was_refused_for_itself_is_not_tried_again_by_the_same_run(pipeline: Pipeline) -> None:
+    """An answer about the request is an answer, also when the run is executed once more."""
+    pipeline.simulator.set_faults([{"fault": "refused_400_moderation"}])
+    pipeline.write(rows(1))
+    for _ in range(2):
+        pipeline.run(rerun=Rerun.RETRY_FAILED, root_run_id="the-same-root")
+    assert [row["state"] for row in pipeline.attempts("p0")] == ["refused"]
+
+
 def test_a_wrong_key_stops_at_once_and_costs_nothing(pipelines: Callable[..., Pipeline]) -> None:
     """Thousands of requests with a wrong key are thousands of refusals; one is enough."""
     pipeline = pipelines()

@@ -288,6 +288,21 @@ def test_what_is_to_be_paid_for_again_is_in_the_plan(world: Callable[..., World]
     assert again.hash != whole.hash
 
 
+def test_what_a_regenerate_could_not_send_is_in_the_plan_of_its_repetition_alone(world: Callable[..., World]) -> None:
+    """Nothing was tried, so the run executed once more pays for it; to any other run it is paid for."""
+    made = world()
+    made.catalogue("one", rows(2))
+    made.run()
+    made.provider.set_faults([{"fault": "unauthorised_401"}])
+    with pytest.raises(UserError, match="NANOBANANA_API_KEY"):
+        made.run(rerun=Rerun.REGENERATE)
+
+    repeated = plan(made.workspace, wanted=Wanted(rerun=Rerun.REGENERATE, root_run_id="run-2"))
+
+    assert repeated.to_make == 2
+    assert plan(made.workspace).to_make == 0
+
+
 def test_a_plan_that_another_process_forgets_is_no_failure(world: Callable[..., World]) -> None:
     """Of many runs that begin at once each keeps the latest plans: one met a plan that another had just removed.
 
