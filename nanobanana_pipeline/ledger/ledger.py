@@ -4,6 +4,7 @@ What it can be asked is here; how an attempt changes is in `postings`, how a cat
 and what is left to do in `work`.
 """
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class Ledger:
             self.database.dispose()
             raise
         self._writer: GroupCommit | None = None
+        # Threads that make the first postings at once are one user of the writer, which is given back once.
+        self._opening = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -186,9 +189,9 @@ class Ledger:
 
     async def post(self, posting: Callable[[Postings], T]) -> T:
         """Run a posting in the next group commit; see `writer.GroupCommit.post`."""
-        if self._writer is None:
-            self._writer = GroupCommit.shared(self.url)
-        return await self._writer.post(posting)
+        with self._opening:
+            writer = self._writer = self._writer or GroupCommit.shared(self.url)
+        return await writer.post(posting)
 
     @contextmanager
     def posting(self) -> Generator[Postings]:

@@ -5,7 +5,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Stale
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.postings import Postings
 from nanobanana_pipeline.ledger.states import AttemptState, Holding, ItemState
+from nanobanana_pipeline.ledger.writer import GroupCommit
 from nanobanana_pipeline_tests.ledger.books import NO_CAPS, PRICE, WORKER, OpenGate, admitted, enter, prompt, waiting
 
 S = AttemptState
@@ -201,6 +202,25 @@ def test_of_two_that_want_the_same_items_one_has_them(ledger: Ledger) -> None:
     (rounds,) = together(ledger, [[admission, admission]])
     assert [type(verdict) for verdicts in rounds for verdict in verdicts] == [Attempt, Attempt, Stale, Stale]
     assert ledger.counters()["catalogue:cat"] == Holding(reserved=2 * PRICE)
+
+
+def test_threads_that_post_first_at_once_leave_no_writer_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user too many, who never closes it, would keep the writer's thread and its database open for good."""
+    take, both = GroupCommit.shared, threading.Barrier(2)
+
+    def take_together(url: str) -> GroupCommit:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return take(url)
+
+    monkeypatch.setattr(GroupCommit, "shared", take_together)
+    before = set(threading.enumerate())
+    with Ledger(f"sqlite:///{tmp_path}/ledger.sqlite") as ledger, ThreadPoolExecutor(2) as threads:
+        posted = [threads.submit(asyncio.run, ledger.post(lambda postings: postings.now)) for _ in range(2)]
+        assert all(one.result(60) for one in posted)
+    assert set(threading.enumerate()) <= before
 
 
 def test_an_answer_waits_for_room_on_a_full_disk(tmp_path: Path) -> None:
