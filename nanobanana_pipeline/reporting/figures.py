@@ -19,7 +19,6 @@ from nanobanana_pipeline.model_specs.kinds import PUT_OFF, ErrorKind
 _items = schema.items
 _attempts = schema.attempts
 
-"""Refusals that say nothing about the item: it waits for a later run."""
 LATENCY_STEP_MS: Final = 10
 """How finely latencies are told apart: fine enough for a percentile, coarse enough to count a million in few rows."""
 LABEL_VALUES: Final = 50
