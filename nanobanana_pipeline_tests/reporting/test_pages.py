@@ -309,31 +309,36 @@ def test_simulated_work_says_so_and_real_work_does_not(browser: Browser, world: 
                 assert seen.page.get_by_text("Simulated.").is_visible() is visible
 
 
-_STALLED_S = 8.0
-
-
 @pytest.mark.slow
-def test_twenty_thousand_items_are_usable_within_seconds(browser: Browser, tmp_path: Path) -> None:
-    """A gallery that stalls is one that nobody opens twice: tiles, search, the far end and an item's details."""
-    settings = load_settings(output=str(tmp_path), api_key=SecretStr("any"), base_url="http://127.0.0.1:1")
+def test_twenty_thousand_items_are_as_usable_as_two_hundred(browser: Browser, tmp_path: Path) -> None:
+    """A gallery that stalls is one that nobody opens twice: tiles, search, the far end and an item's details.
+
+    Two seconds were too few ten times in a row on a busy machine of half the speed, where two hundred take longer, too.
+    """
+    few, many = (_filled_gallery(tmp_path / str(items), items) for items in (200, 20_000))
+    # The best of each, in turns: what else the machine has to do can only add to it.
+    took = [(_seconds_until_usable(browser, few, 200), _seconds_until_usable(browser, many, 20_000)) for _ in range(4)]
+    fastest_few, fastest_many = map(min, zip(*took, strict=True))
+    assert fastest_many < 5 * fastest_few
+
+
+def _filled_gallery(output: Path, items: int) -> str:
+    settings = load_settings(output=str(output), api_key=SecretStr("any"), base_url="http://127.0.0.1:1")
     with Workspace.open(settings) as workspace:
-        fill(workspace, 20_000)
-        gallery = write_gallery(workspace)
-    # Two seconds where nothing else is done. A machine of half the speed, with three times more to do than it has
-    # cores, took longer ten times in a row: so this only tells a gallery that stalls from one that does not.
-    assert any(_seconds_until_usable(browser, gallery) < _STALLED_S for _ in range(10))
+        fill(workspace, items)
+        return write_gallery(workspace)
 
 
-def _seconds_until_usable(browser: Browser, gallery: str) -> float:
+def _seconds_until_usable(browser: Browser, gallery: str, items: int) -> float:
     with visit(browser, gallery) as seen:
         page = seen.page
         page.locator("html[data-loaded]").wait_for(state="attached")
         loaded = page.evaluate("performance.now()") / 1000
         began = time.monotonic()
-        page.get_by_label("Search prompts").fill("number 19999")
-        page.get_by_text("1 item of 20,000").wait_for()
+        page.get_by_label("Search prompts").fill(f"number {items - 1}")
+        page.get_by_text(f"1 item of {items:,}").wait_for()
         page.get_by_label("Search prompts").fill("")
-        page.get_by_text("20,000 items").wait_for()
+        page.get_by_text(f"{items:,} items").wait_for()
         page.locator(".wall a").first.focus()
         page.keyboard.press("End")
         page.keyboard.press("Enter")
