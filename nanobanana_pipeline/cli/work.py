@@ -9,7 +9,7 @@ from nanobanana_pipeline.cli import environment, reports
 from nanobanana_pipeline.cli.amounts import Dollars
 from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, counted, note, say, say_json, warn
 from nanobanana_pipeline.cli.progress import ProgressDisplay
-from nanobanana_pipeline.memory import collector_paused, share_arenas
+from nanobanana_pipeline.memory import collector_paused, share_allocator
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -124,6 +124,7 @@ def exit_code(outcome: "Outcome") -> int:
 
 
 def _work(settings: "Settings", order: "Order", *, quiet: bool = False) -> "Outcome":
+    share_allocator()
     with collector_paused():
         from nanobanana_pipeline.orchestration.at_rest import outcome_at_rest
 
@@ -133,7 +134,6 @@ def _work(settings: "Settings", order: "Order", *, quiet: bool = False) -> "Outc
     with collector_paused():
         from nanobanana_pipeline.orchestration.headless import run_pipeline
 
-    share_arenas()
     home = environment.set_dagster_home(settings)
     logs = environment.local_output(settings) / "logs"
     with ProgressDisplay(quiet=quiet) as display:
