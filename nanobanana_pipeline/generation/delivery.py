@@ -18,8 +18,8 @@ from nanobanana_pipeline.generation.patience import Patience
 from nanobanana_pipeline.ledger.entries import Attempt
 from nanobanana_pipeline.storage.images import BadImage
 
-FreshUrls = Callable[[], Awaitable[tuple[str, ...] | None]]
-"""Asks for URLs that are valid now: () when the task has none any more, None when it could not be asked."""
+FreshUrls = Callable[[], Awaitable[tuple[str, ...] | str]]
+"""Asks for URLs that are valid now: () when the task has none any more, why in words when it could not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,11 @@ class Delivery:
             outcome = await self._one(attempt, request, valid[index], index + 1)
             while isinstance(outcome, Fault) and outcome.expired and renewals < self._patience.fresh_urls:
                 renewals += 1
-                renewed = await self._renewed(fresh)
-                if renewed is None:
+                renewed = await self.renewed(fresh)
+                if isinstance(renewed, str):
                     # One lost poll once made a paid image unusable for good: not having been answered says nothing.
-                    outcome = Fault(f"{outcome.message}, and no fresh URL could be asked for", lasting=False)
+                    message = f"{outcome.message}, and no fresh URL could be asked for: {renewed}"
+                    outcome = Fault(message, lasting=False)
                     break
                 if len(renewed) <= index:
                     break
@@ -78,15 +79,15 @@ class Delivery:
                 delivered.images.append(outcome)
         return delivered
 
-    async def _renewed(self, fresh: FreshUrls) -> tuple[str, ...] | None:
-        """Fresh URLs, with every try that a poll deserves."""
-        for number in range(1, self._patience.download_tries + 1):
+    async def renewed(self, fresh: FreshUrls) -> tuple[str, ...] | str:
+        """Fresh URLs, with every try that a poll deserves; why there are none, in words, when none was answered."""
+        urls = await fresh()
+        for number in range(1, self._patience.download_tries):
+            if not isinstance(urls, str):
+                break
+            await self._back_off(number)
             urls = await fresh()
-            if urls is not None:
-                return urls
-            if number < self._patience.download_tries:
-                await self._back_off(number)
-        return None
+        return urls
 
     async def _one(self, attempt: Attempt, request: Request, url: str, n: int) -> dict[str, Any] | Fault:
         """One image from one URL, with every try that the URL deserves."""

@@ -40,6 +40,8 @@ _RENEWALS: Final = 3
 _SEEN_AT_ONCE: Final = 0.8
 """What counts of the age of a task that was found ended at the first question: it may have ended any time before."""
 
+_NOT_KNOWN: Final = "the provider does not know the task"
+
 
 class RunStoppedError(Exception):
     """Every further request would fail in the same way (a wrong key, an empty account): the run ends, saying so."""
@@ -328,7 +330,7 @@ class Lifecycle:
                 await self._ledger.post(lambda postings: postings.note(attempt, polls=attempt.polls))
                 return answer
             if gone or age_s > self._policy.task_deadline_s:
-                await self._overdue(attempt, "the provider does not know the task" if gone else reason)
+                await self._overdue(attempt, _NOT_KNOWN if gone else reason)
                 return answer
 
     async def _overdue(self, attempt: Attempt, reason: str) -> None:
@@ -408,20 +410,22 @@ class Lifecycle:
             self._tally.completion_tokens += task.usage.completion_tokens or 0
 
     async def _deliver(self, attempt: Attempt) -> Cause | None:
-        # An attempt that was adopted from the tables has forgotten them.
-        urls = await self._fresh_urls(attempt) if attempt.urls is None else tuple(orjson.loads(attempt.urls))
-        if urls is None:
-            await self._ledger.post(lambda postings: postings.note(attempt, error_message="could not be asked for"))
-            return None
+        if attempt.urls is not None:
+            urls = tuple(orjson.loads(attempt.urls))
+        else:
+            # Adopted from the tables, which do not hold them.
+            urls = await self._delivery.renewed(lambda: self._fresh_urls(attempt))
+        if isinstance(urls, str):
+            # A task that was forgotten meanwhile never tells: such an attempt was once work left for ever.
+            message = f"its images' URLs were not in the tables, and could not be asked for: {urls}"
+            return None if await self._put_off(attempt, message) else await self._unusable(attempt, message)
         if not urls:
             text = f'; it says: "{attempt.text[:200]}"' if attempt.text else ""
             return await self._unusable(attempt, f"the task completed without an image{text}")
         request = Request.from_json(attempt.body)
         delivered = await self._delivery.deliver(attempt, request, urls, lambda: self._fresh_urls(attempt))
-        completed_s = (self._now_ms() - (attempt.completed_at or 0)) / 1000
-        if any(not fault.lasting for fault in delivered.faults) and completed_s < self._patience.give_up_delivery_s:
-            # Paid for, and the image host is only out of order: the next run asks again.
-            await self._ledger.post(lambda postings: postings.note(attempt, error_message=delivered.message))
+        may_come = any(not fault.lasting for fault in delivered.faults)
+        if may_come and await self._put_off(attempt, delivered.message):
             return None
         if delivered.images:
             await self._move(
@@ -436,6 +440,18 @@ class Lifecycle:
             self._tally.images += len(delivered.images)
             return None
         return await self._unusable(attempt, delivered.message)
+
+    async def _put_off(self, attempt: Attempt, message: str) -> bool:
+        """Leave what is paid for to the next run, which asks again; False when it has been in vain for too long."""
+        now = self._now_ms()
+        # Not from its completion: while nobody ran, nobody tried, and a minute out of order ended it after a weekend.
+        first = now if attempt.delivery_failed_at is None else attempt.delivery_failed_at
+        if now - first >= self._patience.give_up_delivery_s * 1000:
+            return False
+        await self._ledger.post(
+            lambda postings: postings.note(attempt, delivery_failed_at=first, error_message=message)
+        )
+        return True
 
     async def _unusable(self, attempt: Attempt, message: str) -> Cause | None:
         again = self._may_pay_again(attempt)
@@ -452,8 +468,8 @@ class Lifecycle:
         self._tally.failed_with(ErrorKind.BAD_OUTPUT)
         return None
 
-    async def _fresh_urls(self, attempt: Attempt) -> tuple[str, ...] | None:
-        """The task's result URLs as they are now; None when it could not be asked."""
+    async def _fresh_urls(self, attempt: Attempt) -> tuple[str, ...] | str:
+        """The task's result URLs as they are now; why in words, when it could not be asked."""
         self._journal.fresh_urls(attempt)
         answer = await self._provider.poll(attempt.task_id or "")
         attempt.polls += 1
@@ -461,9 +477,11 @@ class Lifecycle:
         if isinstance(answer, PollError):
             if answer.kind in STOPS_RUN:
                 raise RunStoppedError(answer.kind, answer.message)
-            return None
-        # It has ended: one of the provider's machines that says otherwise has not heard of it yet, nor of its images.
-        return None if answer.task.state == "running" else answer.task.image_urls
+            return _NOT_KNOWN if answer.kind is ErrorKind.NOT_FOUND else answer.message
+        if answer.task.state == "running":
+            # It has ended: one of the provider's machines that says otherwise has not heard of it, nor of its images.
+            return f"the task is said to be {answer.task.status_word}"
+        return answer.task.image_urls
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ class Patience:
     not_found_s: float = 60.0
     """A task that the provider does not know may only not be known *yet*; after this long it is overdue."""
     give_up_delivery_s: float = 24 * 3600.0
-    """How long after its completion a paid image is still worth asking a failing image host for, in later runs."""
+    """How long after it first failed a paid image is still worth asking a failing image host for, in later runs."""
     stop_grace_s: float = 8.0
     """How long a stop waits for the answers to submits that are in the air."""
     lease_s: float = LEASE_S

@@ -98,11 +98,13 @@ async def _fetch(workspace: Workspace, provider: Provider, delivery: Delivery, s
     """Fetch the images of one attempt; returns why that was not possible."""
     attempt = stored.attempt
 
-    async def fresh() -> tuple[str, ...] | None:
+    async def fresh() -> tuple[str, ...] | str:
         answer = await provider.poll(attempt.task_id or "")
-        return None if isinstance(answer, PollError) else answer.task.image_urls
+        return answer.message if isinstance(answer, PollError) else answer.task.image_urls
 
     urls = tuple(orjson.loads(attempt.urls or "[]")) or await fresh()
+    if isinstance(urls, str):
+        return f"the provider could not be asked for its address: {urls}"
     if not urls:
         return "the provider has no address for it"
     delivered = await delivery.deliver(attempt, Request.from_json(attempt.body), urls, fresh)

@@ -83,6 +83,7 @@ class Attempt:
     created_at: int
     submitted_at: int | None
     completed_at: int | None
+    delivery_failed_at: int | None
     task_id: str | None
     urls: str | None
     text: str | None

@@ -407,6 +407,7 @@ def _first_submit(candidate: Candidate, reserve_micros: int, worker: Worker, adm
         created_at=admission.now,
         submitted_at=None,
         completed_at=None,
+        delivery_failed_at=None,
         task_id=None,
         urls=None,
         text=None,

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from nanobanana_pipeline.ledger.states import OPEN_STATES, WAITING_STATES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """A change of the tables below is a step in `migrations` and one more here."""
 
 metadata = sa.MetaData()
@@ -119,6 +119,8 @@ attempts = sa.Table(
     sa.Column("created_at", _Big, nullable=False),
     sa.Column("submitted_at", _Big),
     sa.Column("completed_at", _Big),
+    # When its images, paid for, were first tried for and not had: they are given up so long after this.
+    sa.Column("delivery_failed_at", _Big),
     sa.Column("stored_at", _Big),
     sa.Column("closed_at", _Big),
     sa.Column("submits", sa.Integer, nullable=False),

@@ -167,7 +167,9 @@ def _waits(attempt: Row[Any], why: str, now: int) -> str:
             said = f"It is waited for, since {duration(now - attempt.submitted_at)}."
         case _:
             but = f": so far {quoted(attempt.error_message)}" if attempt.error_message else ""
-            said = f"Its image is still to be fetched{but}."
+            since = attempt.delivery_failed_at
+            vain = "" if since is None else f", in vain since {duration(now - since)}"
+            said = f"Its image is still to be fetched{vain}{but}."
     return said
 
 
@@ -186,7 +188,7 @@ def _end(attempt: Row[Any]) -> int:
 def _figures(attempt: Row[Any]) -> dict[str, Any]:
     names = ("attempt_id", "attempt", "cause", "state", "run_id", "day", "task_id", "submits", "polls", "total_tokens")
     errors = ("error_kind", "error_code", "error_message", "cost_source", "price_version")
-    times = ("created_at", "submitted_at", "completed_at", "stored_at", "closed_at")
+    times = ("created_at", "submitted_at", "completed_at", "delivery_failed_at", "stored_at", "closed_at")
     figures = {name: getattr(attempt, name) for name in names + errors}
     figures |= {name: None if (at := getattr(attempt, name)) is None else iso(at) for name in times}
     money = ("reserved", "cost", "at_risk")

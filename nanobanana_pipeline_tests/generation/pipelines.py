@@ -135,6 +135,14 @@ class Pipeline:
         with self.open() as workspace, workspace.ledger.database.read() as connection:
             return connection.execute(query).scalar_one()
 
+    def let_pass(self, hours: float) -> None:
+        """Set back every time that the ledger has of its attempts, as if so long had passed in which nobody ran."""
+        table = schema.attempts
+        times = [column for column in table.c if column.name.endswith("_at")]
+        earlier = {column.name: column - round(hours * 3_600_000) for column in times}
+        with self.open() as workspace, workspace.ledger.database.write() as connection:
+            connection.execute(table.update().values(earlier))
+
     def assert_books_agree(self) -> None:
         """Every billed call is covered by an attempt, to the micro-dollar; nothing was billed twice for one attempt."""
         attempts = {row["attempt_id"]: row for row in self.table("attempts")}

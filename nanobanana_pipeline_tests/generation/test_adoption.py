@@ -178,6 +178,61 @@ def test_open_attempts_of_a_lost_ledger_are_asked_about_and_not_sent_again(pipel
     pipeline.assert_books_agree()
 
 
+def test_a_paid_image_of_a_lost_ledger_whose_task_is_forgotten_is_given_up_in_the_end(
+    world: Callable[..., World],
+) -> None:
+    """Neither the tables nor the provider know its addresses: it was work left for ever, and no run could do any."""
+    here = world()
+    pipeline = here.pipeline
+    pipeline.simulator.set_faults([{"fault": "fast_path"}, {"fault": "image_500_then_good", "failures": 5000}])
+    pipeline.write(ROWS[:1])
+    pipeline.run()
+    here.lose_ledger()
+    adopt(pipeline)
+    # Completed days ago, and yet tried for the first time: the provider may only be slow to remember.
+    pipeline.let_pass(hours=72)
+    held = counters(pipeline)
+    pipeline.simulator.set_faults([{"fault": "forgotten_404"}])
+    for hours in (0, 23):
+        pipeline.let_pass(hours)
+        pipeline.run()
+        (attempt,) = pipeline.attempts("p0")
+        assert attempt["state"] == "completed"
+        assert "the provider does not know the task" in attempt["error_message"]
+    pipeline.let_pass(hours=2)
+    pipeline.run()
+    (row,) = pipeline.results().values()
+    (attempt,) = pipeline.attempts("p0")
+    assert (row["status"], attempt["state"], attempt["error_kind"]) == ("failed", "unusable", "bad_output")
+    assert row["cost_usd"] == attempt["cost_usd"] > 0
+    assert "not in the tables" in row["error_message"]
+    assert "the provider does not know the task" in row["error_message"]
+    assert counters(pipeline) == held
+    with pipeline.open() as workspace:
+        assert [work.left for work in workspace.ledger.shard_work()] == [0]
+    assert len(pipeline.accepted()) == 1
+    pipeline.assert_books_agree()
+
+
+def test_a_paid_image_of_a_lost_ledger_survives_a_lost_question(pipeline: Pipeline) -> None:
+    """However long it was tried in vain: one answer that does not come says nothing of the image."""
+    pipeline.simulator.set_faults([{"fault": "fast_path"}, {"fault": "image_500_then_good", "failures": 5000}])
+    pipeline.write(ROWS[:1])
+    pipeline.run()
+    World(pipeline).lose_ledger()
+    adopt(pipeline)
+    pipeline.simulator.set_faults([{"fault": "poll_500"}])
+    pipeline.run()
+    assert "could not be asked for: HTTP 500" in pipeline.attempts("p0")[0]["error_message"]
+    pipeline.let_pass(hours=72)
+    pipeline.simulator.set_faults([{"fault": "poll_500", "times": 2}])
+    pipeline.run()
+    (row,) = pipeline.results().values()
+    assert (row["status"], row["error_message"]) == ("succeeded", None)
+    assert len(pipeline.accepted()) == 1
+    pipeline.assert_books_agree()
+
+
 def test_an_edited_item_of_a_lost_ledger_keeps_its_costs_and_its_request(pipeline: Pipeline) -> None:
     """The tables do not hold the request before the edit; no stand-in for it may ever be sent."""
     pipeline.write(ROWS[:1])

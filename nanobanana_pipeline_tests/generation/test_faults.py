@@ -30,6 +30,7 @@ from nanobanana_pipeline.generation.shard_run import generate_shard
 from nanobanana_pipeline.generation.stopping import RunInterruptedError, StopSwitch
 from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.ledger.work import Rerun, open_attempts
+from nanobanana_pipeline.reporting.explain import explain
 from nanobanana_pipeline.simulator.faults import FAULTS
 from nanobanana_pipeline_tests.generation.pipelines import QUICK, SHORT_TIMEOUTS, Pipeline
 
@@ -412,6 +413,51 @@ def test_a_host_that_was_out_of_order_gives_the_image_in_the_next_run(pipeline: 
     assert row["status"] == "succeeded"
     assert len(pipeline.accepted()) == 1
     pipeline.assert_books_agree()
+
+
+@pytest.mark.parametrize("ledger", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_a_paid_image_is_given_up_a_day_after_its_host_first_failed(
+    request: pytest.FixtureRequest, pipeline: Pipeline, ledger: str
+) -> None:
+    """Not a day after its task: killed on Friday, and given up on Monday for the host's first minute out of order."""
+    if ledger == "postgres":
+        pipeline.ledger_url = request.getfixturevalue("postgres_url")
+    pipeline.simulator.set_faults([{"fault": "fast_path"}])
+    pipeline.write([{"prompt_id": "harbour", "prompt": "harbour"}])
+    with pipeline.open() as workspace:
+        (shard,) = refresh(workspace).shards
+        with pytest.raises(ConnectionAbortedError, match="the power went"):
+            generate_shard(workspace, shard, lambda: _dying(pipeline.provider(workspace)), pipeline.options())
+    pipeline.simulator.set_faults([{"fault": "image_500_then_good", "failures": 5000}])
+    # The first failure, and one that comes within a day of it.
+    for hours in (72, 23):
+        pipeline.let_pass(hours)
+        pipeline.run()
+        (attempt,) = pipeline.attempts("harbour")
+        assert (attempt["state"], attempt["error_kind"]) == ("completed", None)
+        assert "HTTP 500" in attempt["error_message"]
+    with pipeline.open() as workspace:
+        assert "still to be fetched, in vain since 23 h" in "\n".join(explain(workspace.ledger, "cat/harbour").lines)
+    pipeline.let_pass(hours=2)
+    pipeline.run()
+    (row,) = pipeline.results().values()
+    (attempt,) = pipeline.attempts("harbour")
+    assert (row["status"], attempt["state"], attempt["error_kind"]) == ("failed", "unusable", "bad_output")
+    assert "HTTP 500" in row["error_message"]
+    assert pipeline.accepted() == ["harbour"]
+    pipeline.assert_books_agree()
+
+
+@asynccontextmanager
+async def _dying(provider: HttpProvider) -> AsyncGenerator[HttpProvider]:
+    """The provider, of a process that ends when it begins to download."""
+
+    async def end(url: str) -> Downloaded | DownloadError:
+        raise ConnectionAbortedError(f"the power went: {url}")
+
+    provider.download = end
+    async with provider:
+        yield provider
 
 
 def test_of_two_images_the_one_that_its_host_held_back_comes_in_the_next_run(pipeline: Pipeline) -> None:
