@@ -7,7 +7,7 @@ past runs depend on it. Nothing here reads a catalogue or touches a disk.
 import hashlib
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import orjson
 
@@ -40,15 +40,8 @@ class Request(NamedTuple):
 
     def to_json(self) -> str:
         """The request as compact JSON, without what the row leaves open."""
-        fields: dict[str, Any] = {
-            "model": self.model,
-            "prompt": self.prompt,
-            "image_urls": self.image_urls,
-            "aspect_ratio": self.aspect_ratio,
-            "resolution": self.resolution,
-            "response_modalities": self.response_modalities,
-        }
-        return orjson.dumps({name: value for name, value in fields.items() if value}).decode()
+        given = {name: value for name, value in zip(self._fields, self, strict=True) if value}
+        return orjson.dumps(given).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -106,13 +99,11 @@ def request_hash(request: Request, spec: ModelSpec) -> str:
 
 def item_id(catalogue: str, prompt_id: str, sample: int) -> str:
     """32 hex digits for one image wanted: sample number `sample` of a prompt of a catalogue."""
-    digest = hashlib.sha256()
-    for part in (catalogue, prompt_id, str(sample)):
-        data = part.encode("utf-8", "surrogatepass")
-        # The length goes first, or ("a", "bc") and ("ab", "c") would be one item.
-        digest.update(b"%d:" % len(data))
-        digest.update(data)
-    return digest.hexdigest()[:_ID_HEX_DIGITS]
+    name, prompt = catalogue.encode("utf-8", "surrogatepass"), prompt_id.encode("utf-8", "surrogatepass")
+    number = b"%d" % sample
+    # The length goes first, or ("a", "bc") and ("ab", "c") would be one item.
+    parts = b"%d:%b%d:%b%d:%b" % (len(name), name, len(prompt), prompt, len(number), number)
+    return hashlib.sha256(parts).hexdigest()[:_ID_HEX_DIGITS]
 
 
 def safe_name(text: str, limit: int = 80) -> str:

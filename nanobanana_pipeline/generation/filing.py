@@ -7,6 +7,8 @@ wanted, and what follows from a bad one, is `delivery`'s.
 
 import asyncio
 import hashlib
+import os
+import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -26,6 +28,14 @@ THREADS: Final = 4
 _TOGETHER: Final = 16
 _ENOUGH: Final = 4
 """Waiting pictures that are worth another thread."""
+_LOOKING: Final = threading.BoundedSemaphore(
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
+"""Of all shards' threads, as many as there are cores look at a picture at once, and the others flush theirs.
+
+Decoding is nothing but work: sixteen threads on one core took 8.2 ms a picture, where one took 6.6, and each held
+another picture's pixels.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +121,9 @@ class Filing:
     def _row(self, picture: Picture) -> dict[str, Any]:
         attempt, request, data = picture.attempt, picture.request, picture.downloaded.data
         content_type = picture.downloaded.content_type
-        facts = verify_image(data, content_type=content_type, mode=self._verify, limits=self._spec.limits)
-        sha256 = hashlib.sha256(data).hexdigest()
+        with _LOOKING:
+            facts = verify_image(data, content_type=content_type, mode=self._verify, limits=self._spec.limits)
+            sha256 = hashlib.sha256(data).hexdigest()
         path = self._images.path_for(
             attempt.catalogue, attempt.shard, attempt.prompt_id, attempt.sample, sha256, facts.ext, n=picture.n
         )

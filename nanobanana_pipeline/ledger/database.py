@@ -214,16 +214,21 @@ class Database:
             from sqlalchemy.dialects.sqlite import insert  # noqa: PLC0415
         return insert(table)
 
-    def insert(self, connection: Connection, statement: sa.Insert, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert many rows whose values the driver takes as they are.
+    def insert(
+        self, connection: Connection, statement: sa.Insert, columns: Sequence[str], rows: list[tuple[Any, ...]]
+    ) -> None:
+        """Insert many rows of values for these columns, in the table's order, which the driver takes as they are.
 
         Past SQLAlchemy's care for each value, which costs more than the row itself.
         """
-        compiled = statement.compile(dialect=self.engine.dialect, column_keys=list(rows[0]))
-        names: list[str] = getattr(compiled, "positiontup", None) or []
-        # SQLite's driver takes values by place, PostgreSQL's by name.
-        values = [tuple(map(row.__getitem__, names)) for row in rows] if names else list(rows)
-        connection.exec_driver_sql(str(compiled), values)
+        compiled = statement.compile(dialect=self.engine.dialect, column_keys=list(columns))
+        if self.dialect == "sqlite":
+            # Its driver takes values by place.
+            if list(getattr(compiled, "positiontup", ())) != list(columns):
+                raise ValueError(f"{columns} are not in the order of the table {statement.table}")
+            connection.exec_driver_sql(str(compiled), rows)
+        else:
+            connection.exec_driver_sql(str(compiled), [dict(zip(columns, row, strict=True)) for row in rows])
 
     @contextmanager
     def large_cache(self, connection: Connection) -> Generator[None]:

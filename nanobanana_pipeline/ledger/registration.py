@@ -44,6 +44,7 @@ _IDS_A_QUERY = 500
 _ROWS_A_PAGE = 1_000
 GONE = "gone"
 """The fingerprint of a catalogue that is no longer there."""
+_NEW = ItemState.PENDING.value
 _HAS_OPEN_ATTEMPT = (ItemState.OPEN, ItemState.UNKNOWN, ItemState.OVERDUE)
 
 
@@ -189,7 +190,7 @@ def _register_batch(
         identities = _enter(database, connection, batch, report, default_resolution, shard_size, new=new)
         if not new:
             insert = database.upsert(_seen).on_conflict_do_nothing()
-            database.insert(connection, insert, [{"item_id": identity} for identity in identities])
+            database.insert(connection, insert, ["item_id"], [(identity,) for identity in identities])
         count_change(database, connection)
     return report
 
@@ -264,9 +265,10 @@ def _insert(
     insert = database.upsert(_requests)
     complete = insert.on_conflict_do_update(index_elements=["request_hash"], set_={"body": insert.excluded.body})
     for page in _pages(sorted(requests.items(), key=itemgetter(0))):
-        database.insert(connection, complete, [_request_row(prompt, default_resolution) for _, prompt in page])
+        rows = [_request_row(prompt, default_resolution) for _, prompt in page]
+        database.insert(connection, complete, _REQUEST_COLUMNS, rows)
     for page in _pages(added):
-        database.insert(connection, _items.insert(), [_item_row(*new) for new in page])
+        database.insert(connection, _items.insert(), _ITEM_COLUMNS, [_item_row(*new) for new in page])
 
 
 def _pages(rows: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -274,31 +276,36 @@ def _pages(rows: Sequence[T]) -> Iterator[Sequence[T]]:
     return (rows[start : start + _ROWS_A_PAGE] for start in range(0, len(rows), _ROWS_A_PAGE))
 
 
-def _request_row(prompt: CataloguePrompt, default_resolution: str) -> dict[str, Any]:
-    return {
-        "request_hash": prompt.request_hash,
-        "model": prompt.request.model,
-        "resolution": prompt.request.resolution or default_resolution,
-        "body": prompt.request.to_json(),
-    }
+_REQUEST_COLUMNS = ("request_hash", "model", "resolution", "body")
 
 
-def _item_row(identity: str, sample: int, prompt: CataloguePrompt, shard: str, position: int) -> dict[str, Any]:
-    return {
-        "item_id": identity,
-        "catalogue": prompt.catalogue,
-        "prompt_id": prompt.prompt_id,
-        "sample": sample,
-        "shard": shard,
-        "position": position,
-        "priority": prompt.priority,
-        "request_hash": prompt.request_hash,
-        "campaign": prompt.campaign,
-        "labels": prompt.labels,
-        "active": True,
-        "state": ItemState.PENDING.value,
-        "attempts": 0,
-    }
+def _request_row(prompt: CataloguePrompt, default_resolution: str) -> tuple[Any, ...]:
+    request = prompt.request
+    return prompt.request_hash, request.model, request.resolution or default_resolution, request.to_json()
+
+
+_ITEM_COLUMNS = (
+    *("item_id", "catalogue", "prompt_id", "sample", "shard", "position", "priority", "request_hash", "campaign"),
+    *("labels", "active", "state", "attempts"),
+)
+
+
+def _item_row(identity: str, sample: int, prompt: CataloguePrompt, shard: str, position: int) -> tuple[Any, ...]:
+    return (
+        identity,
+        prompt.catalogue,
+        prompt.prompt_id,
+        sample,
+        shard,
+        position,
+        prompt.priority,
+        prompt.request_hash,
+        prompt.campaign,
+        prompt.labels,
+        True,
+        _NEW,
+        0,
+    )
 
 
 class _Assignment:
