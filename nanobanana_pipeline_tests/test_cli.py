@@ -251,6 +251,9 @@ def test_a_limit_is_shared_out_in_order_and_open_work_has_its_turn() -> None:
         Share("c-000001", 2, 4),
         Share("c-000002", 0, 1),
     ]
+    # Sent again, an overdue item is among the first: counted twice, its shard would never seem to have begun them all.
+    again = {"c-000000": 4, "c-000001": 2, "c-000002": 1}
+    assert shares(Order(limit=7, resubmit_unknown=True), work, again, on_unknown="hold")[2] == Share("c-000002", 1, 1)
     urgent = [*work[:3], replace(work[3], priority=1)]
     first = {"c-000003": 6}
     assert shares(Order(limit=6), urgent, first, on_unknown="hold")[0] == Share("c-000003", 6, 6)

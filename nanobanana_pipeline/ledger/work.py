@@ -281,9 +281,10 @@ def first_to_begin(
     """The `limit` items that have their turn first, over all shards: how many of them each shard has.
 
     What waits comes before what is only to be paid for again; each by priority, then by catalogue and in its order.
-    With `unknown_too`, items of unknown outcome wait as well.
+    With `unknown_too`, items of unknown outcome wait as well, and overdue ones: each takes its turn, though one may yet
+    settle without being sent again.
     """
-    waiting = [*WAITING_STATES, *([ItemState.UNKNOWN] if unknown_too else [])]
+    waiting = [*WAITING_STATES, *(UNDECIDED_STATES if unknown_too else ())]
     again = rerun.states if rerun else ()
     last = _items.c.state.in_([state.value for state in again])
     # By code points on every database, as everywhere else.

@@ -278,7 +278,7 @@ class _Run:
                 connection,
                 order.limit,
                 rerun=order.rerun,
-                unknown_too=order.resubmit_unknown or self._on_unknown == "resubmit",
+                unknown_too=order.resubmits(self._on_unknown),
                 catalogues=None if order.catalogue is None else [order.catalogue],
             )
 

@@ -29,12 +29,16 @@ class Order:
         """What is to be paid for again."""
         return Rerun.of(regenerate=self.regenerate, retry_failed=self.retry_failed)
 
+    def resubmits(self, on_unknown: str) -> bool:
+        """Whether what was never answered is sent again."""
+        return self.resubmit_unknown or on_unknown == "resubmit"
+
     def wants(self, work: ShardWork, *, on_unknown: str) -> bool:
         """Whether a run of the shard could do anything."""
         count = work.states.get
         return bool(
             work.left
-            or ((self.resubmit_unknown or on_unknown == "resubmit") and count(ItemState.UNKNOWN))
+            or (self.resubmits(on_unknown) and count(ItemState.UNKNOWN))
             or ((self.retry_failed or self.regenerate) and count(ItemState.FAILED))
             or (self.regenerate and count(ItemState.DONE))
         )
@@ -71,11 +75,13 @@ def shares(
     for shard in sorted(work, key=lambda shard: -shard.priority):
         if not order.wants(shard, on_unknown=on_unknown):
             continue
-        begun = sum(shard.states.get(state, 0) for state in (ItemState.OPEN, ItemState.OVERDUE))
+        open_, overdue = (shard.states.get(state, 0) for state in (ItemState.OPEN, ItemState.OVERDUE))
         if firsts is None:
-            found.append(Share(shard.shard, None, order.new_items(shard) + begun))
-        elif (part := firsts.get(shard.shard, 0)) or begun:
-            found.append(Share(shard.shard, part, part + begun))
+            found.append(Share(shard.shard, None, order.new_items(shard) + open_ + overdue))
+        elif (part := firsts.get(shard.shard, 0)) or open_ or overdue:
+            # Of the overdue ones, those that may be sent again are among the first.
+            others = max(0, overdue - part) if order.resubmits(on_unknown) else overdue
+            found.append(Share(shard.shard, part, part + open_ + others))
     return found
 
 

@@ -46,7 +46,8 @@ class Standing(StrEnum):
     PAID = "paid"
     """There is an image of this very request."""
     IN_FLIGHT = "in_flight"
-    """An attempt is open; the next run goes on with it, and pays for no other."""
+    """An attempt is open; the next run goes on with it, and pays for no other. An overdue one that may be sent again is
+    `retried`."""
     HELD = "held"
     """The outcome of an attempt is unknown: a person decides."""
     FAILED = "failed"
@@ -237,16 +238,21 @@ class Draft:
             return Standing.NEW
         state = ItemState(row.state)
         if state is ItemState.UNKNOWN:
-            asked = self._wanted.resubmit_unknown and not (row.tried and row.last_cause == Cause.RESUBMIT)
-            again = asked or (self._resubmits and row.attempts < self._max_attempts)
-            return Standing.RETRIED if again else Standing.HELD
+            return Standing.RETRIED if self._may_resubmit(row) else Standing.HELD
         # Registered since its edit, it has its new request, and its last attempt is of the old one.
         old = row.last_hash not in {None, item.request_hash} and state not in {ItemState.DONE, ItemState.FAILED}
         if old or row.request_hash != item.request_hash:
             return Standing.EDITED
+        if state is ItemState.OVERDUE and self._may_resubmit(row):
+            # Unless its task turns out to have ended: then it costs nothing more.
+            return Standing.RETRIED
         if (state in self._again and not row.tried) or (row.attempts and state not in _STANDING_OF):
             return Standing.RETRIED
         return _STANDING_OF.get(state, Standing.NEW)
+
+    def _may_resubmit(self, row: Row[*tuple[Any, ...]]) -> bool:
+        asked = self._wanted.resubmit_unknown and not (row.tried and row.last_cause == Cause.RESUBMIT)
+        return asked or (self._resubmits and row.attempts < self._max_attempts)
 
 
 def _items_of(

@@ -159,6 +159,37 @@ def test_a_limit_counts_what_is_sent_again_in_its_turn(world: Callable[..., Worl
     assert sorted(row["resolution"] for row in sent) == ["0.5K", "2K", "4K"]
 
 
+def test_an_overdue_item_that_a_run_sends_again_is_in_its_plan(world: Callable[..., World], ledger_url: str) -> None:
+    """It was paid for again without being in any plan, and so without the approval that its price needed."""
+    endless = [{"contains": f"number {n}", "fault": "never_ends"} for n in (1, 3)]
+    made = world(faults=endless, ledger_url=ledger_url, shard_size=2, task_deadline_s=1)
+    wished = rows(7, resolution=["1K", "0.5K", "1K", "2K", "4K", "1K", "1K"])
+    made.catalogue("one", wished[:4])
+    made.run()
+    held = plan(made.workspace)
+    with made.elsewhere(made.workspace.settings.model_copy(update={"on_unknown": "resubmit"})) as resubmitting:
+        by_the_settings = plan(resubmitting)
+    made.catalogue("one", wished)
+
+    wanted = Wanted(limit=3, resubmit_unknown=True)
+    from_files = plan(made.workspace, wanted=wanted)
+    refresh(made.workspace)
+    from_ledger = plan(made.workspace, wanted=wanted)
+    with made.workspace.ledger.database.read() as connection:
+        firsts = first_to_begin(connection, 3, rerun=None, unknown_too=True)
+    for shard, limit in firsts.items():
+        made.run_shard(shard, limit=limit, resubmit_unknown=True)
+
+    # Unless somebody has said that it may be paid for again, runs only ask.
+    assert (held.to_make, held.counts["in_flight"]) == (0, 2)
+    assert by_the_settings.by_resolution == {"0.5K": 1, "2K": 1}
+    assert from_files.by_resolution == {"0.5K": 1, "2K": 1, "4K": 1}
+    assert from_ledger.hash == from_files.hash
+    assert firsts == {"one-000000": 1, "one-000001": 1, "one-000002": 1}
+    again = [row for row in made.workspace.tables.read("attempts").to_pylist() if row["run_id"] != "run-1"]
+    assert sorted(row["resolution"] for row in again) == ["0.5K", "2K", "4K"]
+
+
 def test_a_first_forecast_holds_the_list_price(world: Callable[..., World]) -> None:
     """Before anything was made the spec is all there is; the interval must be honest about that."""
     made = world()
