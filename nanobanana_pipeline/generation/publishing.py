@@ -26,7 +26,8 @@ from nanobanana_pipeline.storage.schemas import SCHEMAS
 from nanobanana_pipeline.storage.tables import Conflict
 
 _TRIES: Final = 20
-_BATCH_ROWS: Final = 10_000
+_BATCH_ROWS: Final = 500
+"""Rows that are Python's own objects, at some 5 kB each, at once: several shards may end together."""
 
 STATUS_OF: Final[dict[ItemState, str]] = {
     ItemState.PENDING: "pending",

@@ -29,6 +29,9 @@ _FULL_SHEET_IMAGES: Final = 48
 _FULL_CELL: Final = 160
 _FULL_COLUMNS: Final = 8
 _GAP: Final = 4
+_GREY: Final = (128, 128, 128)
+"""The ground of the larger sheet, for pictures and pages light and dark. A transparent one of its size takes 16 MB to
+encode, which is ten times as much, and four shards may end at once."""
 # Images, columns, side of a cell and quality of the small sheet, best first: the first that is light enough is taken.
 _LADDER: Final = (
     (24, 8, 88, 50),
@@ -74,8 +77,8 @@ def contact_sheet(workspace: Workspace, shard: str | None = None, *, catalogue: 
     if not pictures:
         return ContactSheet("No images yet.", "No images yet.", None, total)
     path = f"sheets/{safe_name(shard or catalogue or 'all')}.webp"
-    store.write(path, _sheet(pictures, _FULL_COLUMNS, _FULL_CELL, quality=80, method=1))
     caption = f"{total:,} image{'s' * (total != 1)}"
+    store.write(path, _sheet(pictures, _FULL_COLUMNS, _FULL_CELL, quality=80, method=1, ground=_GREY))
     # Room for the lines around it.
     sheet = _fitting(pictures, _LADDER, caption, MARKDOWN_BYTES - 500)
     strip = _fitting(pictures, _STRIP_LADDER, caption, INLINE_CHARS)
@@ -119,18 +122,27 @@ def _evenly(pictures: Sequence[Image.Image], count: int) -> list[Image.Image]:
     return [pictures[i * len(pictures) // count] for i in range(count)]
 
 
-def _sheet(pictures: Sequence[Image.Image], columns: int, cell: int, *, quality: int, method: int = 3) -> bytes:
-    """The pictures in square cells, row by row, as WebP; a higher `method` is smaller and slower."""
+def _sheet(
+    pictures: Sequence[Image.Image],
+    columns: int,
+    cell: int,
+    *,
+    quality: int,
+    method: int = 3,
+    ground: tuple[int, int, int] | None = None,
+) -> bytes:
+    """The pictures in square cells, row by row, as WebP; a higher `method` is smaller and slower.
+
+    Without a `ground`, what no picture covers is transparent: it is looked at on light and dark pages.
+    """
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    # What no picture covers is transparent: it is looked at on light and dark grounds.
-    sheet = Image.new("RGBA", (columns * (cell + _GAP) - _GAP, rows * (cell + _GAP) - _GAP))
+    size = columns * (cell + _GAP) - _GAP, rows * (cell + _GAP) - _GAP
+    sheet = Image.new("RGBA", size) if ground is None else Image.new("RGB", size, ground)
     for i, picture in enumerate(pictures):
         row, column = divmod(i, columns)
-        sheet.paste(
-            picture.resize((cell, cell), Image.Resampling.LANCZOS, reducing_gap=3.0),
-            (column * (cell + _GAP), row * (cell + _GAP)),
-        )
+        small = picture.resize((cell, cell), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        sheet.paste(small, (column * (cell + _GAP), row * (cell + _GAP)), None if ground is None else small)
     written = io.BytesIO()
     sheet.save(written, "WEBP", quality=quality, method=method)
     return written.getvalue()
