@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -135,6 +136,28 @@ def test_an_invoice_that_drifts_is_exit_3_until_it_is_corrected(made: World, run
     assert (code, out) == (1, "")
     assert "june.csv" in err
     assert run(made, *invoice, "--tolerance", "-1")[0] == 1
+
+
+def test_an_invoice_that_names_no_tasks_says_why_it_corrected_nothing(made: World, run: Run, tmp_path: Path) -> None:
+    """--correct was passed over in silence: whoever paid the invoice took the books for corrected."""
+    (tmp_path / "days.csv").write_text("date,amount\n2026-01-02,1.00\n")
+    (tmp_path / "blank.csv").write_text("id,amount\n,1.00\n")
+    for name in ("days.csv", "blank.csv"):
+        code, out, err = run(made, "reconcile", name, "--correct")
+        assert (code, "corrected" in out) == (3, False)
+        (line,) = (line for line in err.splitlines() if "nothing was corrected" in line)
+        assert f"{name} names no task" in line
+        assert "task_id under [columns]" in line
+        assert "nothing was corrected" not in run(made, "reconcile", name)[2]
+    code, out, err = run(made, "reconcile", "days.csv", "--correct", "--json")
+    assert (code, json.loads(out)["corrected"], "nothing was corrected" in err) == (3, 0, True)
+
+    spent = Counter[str]()
+    for row in made.workspace.tables.read("attempts").to_pylist():
+        spent[row["created_at"].date().isoformat()] += row["cost_usd"]
+    (tmp_path / "agrees.csv").write_text("\n".join(["date,amount", *(f"{day},{usd}" for day, usd in spent.items())]))
+    code, _, err = run(made, "reconcile", "agrees.csv", "--correct")
+    assert (code, "nothing was corrected" in err) == (0, False)
 
 
 def test_images_are_handed_out_and_never_over_others(made: World, run: Run, tmp_path: Path) -> None:

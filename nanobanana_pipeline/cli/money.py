@@ -134,6 +134,11 @@ def reconcile(
         say_json(found.as_dict())
     else:
         _say_reconciliation(found)
+    if correct and not found.ok and not found.names_tasks:
+        warn(
+            f"nothing was corrected: {found.invoice} names no task whose cost it could be. If a column of it does, say "
+            "so in a mapping file, as task_id under [columns]; or ask the provider for a list by task"
+        )
     return 0 if found.ok else NEEDS_ATTENTION
 
 

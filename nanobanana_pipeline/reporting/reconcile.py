@@ -55,11 +55,13 @@ class Reconciliation:
     `invoice_micros` leaves out duplicates, `ledger_micros` and `list_micros` are sums over the attempts that the
     invoice is about. `elsewhere` names, for tasks whose amount differs, an invoice that charged for them too.
     `corrected` counts the attempts whose cost was set to the invoice's, `left` the lines and attempts that someone has
-    still to see to. `rows` are in the columns of the table `reconciliation`.
+    still to see to. Without `names_tasks` there was nothing that a correction could have been for. `rows` are in the
+    columns of the table `reconciliation`.
     """
 
     invoice: str
     tolerance_micros: int
+    names_tasks: bool = True
     counts: Counter[Status] = field(default_factory=Counter)
     unreadable: int = 0
     summaries: int = 0
@@ -137,7 +139,8 @@ def reconcile(
 
 def _hold(workspace: Workspace, invoice: Invoice, tolerance_micros: int) -> Reconciliation:
     """Hold the lines against the ledger as it is now."""
-    report = Reconciliation(invoice.name, tolerance_micros, summaries=len(invoice.summaries))
+    names_tasks = any(line.task_id for line in invoice.lines)
+    report = Reconciliation(invoice.name, tolerance_micros, names_tasks, summaries=len(invoice.summaries))
     now = time.time_ns() // 1000
     with workspace.ledger.database.read() as connection:
         make = _by_task if invoice.has_tasks else _by_day
