@@ -7,6 +7,7 @@ about, and every cent counts on its day and catalogue as it did. How it is enter
 from collections import defaultdict
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -54,8 +55,9 @@ def adopt_tables(workspace: Workspace) -> Adopted:
         shown = _shown(workspace, shard)
         catalogue: str = shown[0].item["catalogue"]
         # Beside a registration both would give out the same places, or it would enter anew what is here by now.
-        with workspace.ledger.entering(catalogue), workspace.ledger.posting() as postings:
-            adoption.adopt(workspace.ledger.database, postings, shard, shown, adopted)
+        with workspace.ledger.entering(catalogue):
+            enter = partial(adoption.adopt, workspace.ledger.database, shard=shard, shown=shown)
+            adopted.add(workspace.ledger.post_alone(enter))
     for shard in sorted(adopted.shards):
         publish_shard(workspace, shard)
     return adopted

@@ -13,6 +13,7 @@ from nanobanana_pipeline.generation.publishing import publish_shard
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger.entries import Attempt
 from nanobanana_pipeline.ledger.ledger import Ledger
+from nanobanana_pipeline.ledger.postings import Postings
 from nanobanana_pipeline.ledger.states import AttemptState, ItemState
 from nanobanana_pipeline.ledger.work import open_attempts
 
@@ -56,9 +57,12 @@ def decide(workspace: Workspace, attempts: Sequence[Attempt], decision: Decision
 
     An attempt that was settled meanwhile, by a late answer, is left as it is.
     """
-    with workspace.ledger.posting() as postings:
+
+    def close(postings: Postings) -> list[Attempt]:
         then = _THEN[decision]
-        closed = [attempt for attempt in attempts if postings.move(attempt, AttemptState.ABANDONED, then=then)]
+        return [attempt for attempt in attempts if postings.move(attempt, AttemptState.ABANDONED, then=then)]
+
+    closed = workspace.ledger.post_alone(close)
     for shard in sorted({attempt.shard for attempt in closed}):
         publish_shard(workspace, shard)
     return Decided(len(closed), sum(attempt.holding.at_risk for attempt in closed))

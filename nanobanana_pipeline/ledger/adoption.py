@@ -49,13 +49,22 @@ class Adopted:
     at_risk_micros: int = 0
     shards: set[str] = field(default_factory=set)
 
+    def add(self, other: "Adopted") -> None:
+        """Count what else was entered."""
+        self.items += other.items
+        self.attempts += other.attempts
+        self.spent_micros += other.spent_micros
+        self.at_risk_micros += other.at_risk_micros
+        self.shards |= other.shards
 
-def adopt(database: Database, postings: Postings, shard: str, shown: Sequence[ShownItem], adopted: Adopted) -> None:
-    """Enter a shard's items that the ledger does not know, and the attempts given; counts them in `adopted`."""
+
+def adopt(database: Database, postings: Postings, shard: str, shown: Sequence[ShownItem]) -> Adopted:
+    """Enter a shard's items that the ledger does not know, and the attempts given; what that was."""
+    adopted = Adopted()
     known = _known(postings, [entry.item["item_id"] for entry in shown])
     new = [entry for entry in shown if entry.item["item_id"] not in known]
     if not new and not any(entry.attempts for entry in shown):
-        return
+        return adopted
     adopted.shards.add(shard)
     _enter_requests(database, postings, shown)
     if new:
@@ -73,6 +82,7 @@ def adopt(database: Database, postings: Postings, shard: str, shown: Sequence[Sh
         if entry.attempts:
             adopted.shards.add(place)
             _set_item(postings, entry, entry.item["request_hash"] if row is None else row.request_hash)
+    return adopted
 
 
 def _known(postings: Postings, item_ids: Sequence[str]) -> dict[str, Row[Any]]:

@@ -22,7 +22,7 @@ from nanobanana_pipeline.ledger.entries import Candidate
 from nanobanana_pipeline.ledger.leases import LEASE_S, Lease
 from nanobanana_pipeline.ledger.postings import Postings
 from nanobanana_pipeline.ledger.states import Holding
-from nanobanana_pipeline.ledger.writer import GroupCommit
+from nanobanana_pipeline.ledger.writer import GroupCommit, transact
 
 T = TypeVar("T")
 
@@ -193,9 +193,20 @@ class Ledger:
             writer = self._writer = self._writer or GroupCommit.shared(self.url)
         return await writer.post(posting)
 
+    def post_alone(self, posting: Callable[[Postings], T]) -> T:
+        """What a posting gives in a transaction of its own, for callers without an event loop; see `writer.transact`.
+
+        A command locks rows in its own order, and a run in the order of its answers: PostgreSQL ends one of two that
+        wait for each other.
+        """
+        return transact(self.database, posting)
+
     @contextmanager
     def posting(self) -> Generator[Postings]:
-        """A transaction of its own, for callers without an event loop."""
+        """A transaction that is held open, step by step.
+
+        Nobody makes it again when it met another's; commands use `post_alone`.
+        """
         with self.database.write() as connection:
             postings = Postings(self.database, connection)
             yield postings

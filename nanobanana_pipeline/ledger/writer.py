@@ -1,4 +1,4 @@
-"""Group commit: many small postings, one durable transaction.
+"""Group commit: many small postings, one durable transaction; and the transaction that a posting is made in.
 
 A commit costs an fsync. Made one by one, SQLite with synchronous=FULL takes some 800 postings a second; gathered while
 the previous commit was on its way to the disk, it takes over ten thousand, and none is acknowledged before it is
@@ -118,38 +118,50 @@ class GroupCommit:
         _answer(batch)
 
     def _transact(self, batch: list[_Waiting]) -> None:
-        self._database.through_loss(lambda: self._undisturbed(batch))
+        def everything(postings: Postings) -> None:
+            for waiting in batch:
+                waiting.result = waiting.posting(postings)
 
-    def _undisturbed(self, batch: list[_Waiting]) -> None:
-        """One transaction, made again where it met another's. Raises what was lost, with nothing changed."""
-        deadlocks = 0
-        gather = True
-        while True:
-            transaction = None
-            postings: Postings | None = None
-            try:
-                with self._database.write() as connection:
-                    postings = Postings(self._database, connection, gather=gather)
-                    for waiting in batch:
-                        waiting.result = waiting.posting(postings)
-                    postings.finish()
-                    transaction = self._database.transaction_id(connection)
-            except BaseException as error:
-                lost = isinstance(error, DBAPIError) and is_lost(error)
-                if lost and self._database.committed(transaction):
-                    # Its answer was lost, and it has taken place. Made again, its money would count twice.
-                    return
-                if postings is not None:
-                    postings.forget()
-                if isinstance(error, DoubtError):
-                    gather = False
-                elif isinstance(error, DBAPIError) and is_transient(error) and deadlocks < _RETRIES:
-                    time.sleep(0.01 * 2**deadlocks)
-                    deadlocks += 1
-                else:
-                    raise
+        transact(self._database, everything, gather=True)
+
+
+def transact(database: Database, posting: Callable[[Postings], T], *, gather: bool = False) -> T:
+    """What a posting gives in a transaction of its own, once that is durable; waits for a database that went away.
+
+    It may be run more than once, so it must not have effects outside the transaction; see `Postings` for `gather`.
+    """
+    return database.through_loss(lambda: _undisturbed(database, posting, gather=gather))
+
+
+def _undisturbed(database: Database, posting: Callable[[Postings], T], *, gather: bool) -> T:
+    """One transaction, made again where it met another's. Raises what was lost, with nothing changed."""
+    deadlocks = 0
+    while True:
+        transaction = None
+        postings: Postings | None = None
+        results: list[T] = []
+        try:
+            with database.write() as connection:
+                postings = Postings(database, connection, gather=gather)
+                results.append(posting(postings))
+                postings.finish()
+                transaction = database.transaction_id(connection)
+        except BaseException as error:
+            lost = isinstance(error, DBAPIError) and is_lost(error)
+            if lost and results and database.committed(transaction):
+                # Its answer was lost, and it has taken place. Made again, its money would count twice.
+                return results[0]
+            if postings is not None:
+                postings.forget()
+            if isinstance(error, DoubtError):
+                gather = False
+            elif isinstance(error, DBAPIError) and is_transient(error) and deadlocks < _RETRIES:
+                time.sleep(0.01 * 2**deadlocks)
+                deadlocks += 1
             else:
-                return
+                raise
+        else:
+            return results[0]
 
 
 def _answer(batch: list[_Waiting]) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection
 from nanobanana_pipeline.generation.publishing import Row, publish_shard, replace_rows, usd
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import budget, schema
+from nanobanana_pipeline.ledger.postings import Postings
 from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.model_specs.pricing import Usage, cost_of
 from nanobanana_pipeline.model_specs.spec import ModelSpec
@@ -447,17 +448,16 @@ def _correct(workspace: Workspace, report: Reconciliation) -> dict[str, int]:
         if row["status"] == Status.AMOUNT_DIFFERS and row.get("attempt_id") and row["task_id"] not in report.elsewhere:
             amounts[row["attempt_id"]] += _whole(row["invoice_usd"])
             before[row["attempt_id"]] += _whole(row["ledger_usd"])
-    corrected: dict[str, int] = {}
-    shards: set[str] = set()
-    with workspace.ledger.posting() as postings:
+
+    def enter(postings: Postings) -> dict[str, str]:
         # The charge that a refund belongs to may be on an earlier invoice: no image costs less than nothing.
-        for attempt_id in sorted(attempt_id for attempt_id, amount in amounts.items() if amount >= 0):
-            shard = postings.correct(attempt_id, amounts[attempt_id], "invoice")
-            if shard is not None:
-                corrected[attempt_id] = before[attempt_id]
-                shards.add(shard)
-    report.corrected = len(corrected)
-    for shard in sorted(shards):
+        prices = sorted((attempt_id, amount) for attempt_id, amount in amounts.items() if amount >= 0)
+        shards = {attempt_id: postings.correct(attempt_id, amount, "invoice") for attempt_id, amount in prices}
+        return {attempt_id: shard for attempt_id, shard in shards.items() if shard is not None}
+
+    shard_of = workspace.ledger.post_alone(enter)
+    report.corrected = len(shard_of)
+    for shard in sorted(set(shard_of.values())):
         publish_shard(workspace, shard)
     publish_cost_daily(workspace)
-    return corrected
+    return {attempt_id: before[attempt_id] for attempt_id in shard_of}

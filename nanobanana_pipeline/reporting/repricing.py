@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from nanobanana_pipeline.generation.publishing import publish_shard
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema
+from nanobanana_pipeline.ledger.postings import Postings
 from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.model_specs.pricing import Cost, Usage, cost_of
 from nanobanana_pipeline.reporting.costs import publish_cost_daily
@@ -115,17 +116,22 @@ def _price(workspace: Workspace, row: Any, images: int, day: date) -> Cost:
 
 
 def _enter(workspace: Workspace, costs: Mapping[str, Cost], report: Repricing) -> set[str]:
-    shards: set[str] = set()
+    """Enter the costs of attempts, counted in `report`; the shards that they are of."""
     # Looked at once more: what an invoice has said of one meanwhile stays.
     query = sa.select(_attempts.c.attempt_id, _attempts.c.cost_micros).where(_attempts.c.attempt_id.in_(costs), _LISTED)
-    with workspace.ledger.posting() as postings:
-        rows = postings.execute(workspace.ledger.database.lock_rows(query.order_by(_attempts.c.attempt_id))).all()
-        for row in rows:
+    held = workspace.ledger.database.lock_rows(query.order_by(_attempts.c.attempt_id))
+
+    def enter(postings: Postings) -> list[tuple[str, int, int]]:
+        restated: list[tuple[str, int, int]] = []
+        for row in postings.execute(held).all():
             cost = costs[row.attempt_id]
             shard = postings.correct(row.attempt_id, cost.micros, cost.source, cost.price_version)
             if shard is not None:
-                shards.add(shard)
-                report.attempts += 1
-                report.before_micros += row.cost_micros
-                report.after_micros += cost.micros
-    return shards
+                restated.append((shard, row.cost_micros, cost.micros))
+        return restated
+
+    restated = workspace.ledger.post_alone(enter)
+    report.attempts += len(restated)
+    report.before_micros += sum(before for _, before, _ in restated)
+    report.after_micros += sum(after for _, _, after in restated)
+    return {shard for shard, _, _ in restated}

@@ -1,7 +1,10 @@
 """Builders for ledger tests: catalogues of a few prompts, and a worker that makes attempts by hand."""
 
+import time
 from collections.abc import Sequence
 from typing import Final
+
+import sqlalchemy as sa
 
 from nanobanana_pipeline.catalogue.identity import Request, request_hash
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
@@ -89,3 +92,16 @@ def admitted(ledger: Ledger, candidate: Candidate, *, worker: Worker = WORKER, p
     (verdict,) = admit(ledger, [candidate], worker=worker, price=price)
     assert isinstance(verdict, Attempt), verdict
     return verdict
+
+
+def wait_until_held_up(ledger: Ledger) -> None:
+    """Until somebody waits for a row that another holds."""
+    waits = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    ends = time.monotonic() + 120
+    while True:
+        with ledger.database.read() as connection:
+            if connection.execute(waits).scalar_one():
+                return
+        assert time.monotonic() < ends

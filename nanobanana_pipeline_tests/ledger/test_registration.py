@@ -1,7 +1,6 @@
 """Catalogues in the book: nobody moves, nothing paid is forgotten, and what can't be read isn't taken for removed."""
 
 import threading
-import time
 
 import pytest
 import sqlalchemy as sa
@@ -20,6 +19,7 @@ from nanobanana_pipeline_tests.ledger.books import (
     admitted,
     enter,
     prompt,
+    wait_until_held_up,
     waiting,
 )
 
@@ -159,19 +159,6 @@ def test_an_edit_beside_a_worker_leaves_the_item_where_the_worker_brings_it(post
         editing.join(120)
         (work,) = ledger.shard_work()
         assert (work.states, work.priority) == ({ITEM_STATE_OF[attempt.state]: 1}, 0)
-
-
-def wait_until_held_up(ledger: Ledger) -> None:
-    """Until somebody waits for a row that another holds."""
-    waits = sa.text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    ends = time.monotonic() + 120
-    while True:
-        with ledger.database.read() as connection:
-            if connection.execute(waits).scalar_one():
-                return
-        assert time.monotonic() < ends
 
 
 @pytest.mark.postgres
