@@ -138,6 +138,32 @@ def test_an_invoice_that_drifts_is_exit_3_until_it_is_corrected(made: World, run
     assert run(made, *invoice, "--tolerance", "-1")[0] == 1
 
 
+def test_a_second_charge_is_one_line_and_exit_3_and_an_overlap_is_a_line(run: Run, tmp_path: Path) -> None:
+    """Who pays invoices looks at what is said, and a nightly script at the code."""
+    (tmp_path / "world").mkdir()
+    world = World(tmp_path / "world")
+    world.catalogue("one", rows(2))
+    world.run()
+    billed = [(row["task_id"], row["cost_usd"]) for row in world.provider.book if row["event"] == "billed"]
+    total = sum(Decimal(cost) for _, cost in billed)
+    for name, day in (("november", "2026-11-20"), ("copy", "2026-11-20"), ("december", "2026-12-03")):
+        text = "\n".join(["id,amount,day", *(f"{task},{cost},{day}" for task, cost in billed)])
+        (tmp_path / f"{name}.csv").write_text(text)
+
+    assert "invoice" in run(world, "reconcile", "november.csv")[1]
+    code, out, _ = run(world, "reconcile", "copy.csv")
+    assert code == 0
+    assert f"listed elsewhere too: 2 tasks, ${total:.4f}, on november.csv" in out
+    code, out, _ = run(world, "reconcile", "december.csv")
+    assert code == 3
+    assert f"charged again: 2 tasks, ${total:.4f}, first on copy.csv" in out
+    assert f"the invoice has ${total:.4f} more" in out
+    assert "matched" not in out
+    told = json.loads(run(world, "reconcile", "december.csv", "--json")[1])
+    assert told["charged_again"] == {"tasks": 2, "usd": f"{total:.6f}", "invoices": ["copy.csv"]}
+    world.close()
+
+
 def test_an_invoice_that_names_no_tasks_says_why_it_corrected_nothing(made: World, run: Run, tmp_path: Path) -> None:
     """--correct was passed over in silence: whoever paid the invoice took the books for corrected."""
     (tmp_path / "days.csv").write_text("date,amount\n2026-01-02,1.00\n")

@@ -10,6 +10,7 @@ from nanobanana_pipeline.cli.console import NEEDS_ATTENTION, clock, counted, dol
 from nanobanana_pipeline.cli.progress import counting
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from decimal import Decimal
 
     from nanobanana_pipeline.reporting.plan import Plan
@@ -221,6 +222,15 @@ def _say_reconciliation(found: "Reconciliation") -> None:
         f"price list {dollars(found.list_micros)}: "
         f"the invoice has {dollars(abs(difference))} {'less' if difference < 0 else 'more'}"
     )
+    if found.again.tasks:
+        tasks, names = counted(found.again.tasks, "task"), _named(found.again.invoices)
+        say(f"charged again: {tasks}, {dollars(found.again.micros)}, first on {names}")
+    if found.listed.tasks:
+        tasks, names = counted(found.listed.tasks, "task"), _named(found.listed.invoices)
+        say(
+            f"listed elsewhere too: {tasks}, {dollars(found.listed.micros)}, on {names}: one charge where the files "
+            "overlap, paid twice if each file is paid"
+        )
     if found.corrected:
         say(f"{counted(found.corrected, 'attempt')} corrected to what the invoice says")
     for row in found.examples[:_DIFFERENCES_SHOWN]:
@@ -229,6 +239,11 @@ def _say_reconciliation(found: "Reconciliation") -> None:
         say(f"  {where}: {task}, {row['status'].replace('_', ' ')} by ${row['difference_usd']}; {more}")
     if not found.ok:
         warn("not everything matches: nanobanana query \"FROM reconciliation WHERE status <> 'matched'\"")
+
+
+def _named(invoices: "Iterable[str]") -> str:
+    first, *others = sorted(invoices)
+    return f"{first} and {len(others)} more" if others else first
 
 
 COMMANDS: tuple[click.Command, ...] = (plan, approve, reconcile, reprice)

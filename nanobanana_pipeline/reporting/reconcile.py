@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date
+from datetime import UTC, date, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -33,9 +33,11 @@ from nanobanana_pipeline.reporting.repricing import images_given
 _attempts = schema.attempts
 
 _DAY_MS: Final = 86_400_000
+_A_DAY: Final = timedelta(days=1)
 _NEARBY_MS: Final = 300_000
 """How far the time of a line may be from that of the attempt of unknown outcome that it may belong to."""
 _EXAMPLES: Final = 20
+_TO_HAVE_BOTH: Final = "to have both count, add its lines of the task to this file"
 _UNKNOWN: Final = (AttemptState.UNKNOWN.value, AttemptState.ABANDONED.value)
 
 
@@ -47,6 +49,26 @@ class Status(StrEnum):
     ONLY_INVOICE = "only_invoice"
     ONLY_LEDGER = "only_ledger"
     DUPLICATE = "duplicate"
+    CHARGED_AGAIN = "charged_again"
+
+
+@dataclass(slots=True)
+class Overlap:
+    """Tasks that other invoices have charged for too: how many, for how many micro-dollars here, and which invoices."""
+
+    tasks: int = 0
+    micros: int = 0
+    invoices: set[str] = field(default_factory=set)
+
+    def add(self, rows: Iterable[Row], invoices: Iterable[str]) -> None:
+        """Count one more task, by its rows."""
+        self.tasks += 1
+        self.micros += sum(_whole(row["invoice_usd"]) for row in rows)
+        self.invoices |= set(invoices)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"tasks": self.tasks, "usd": budget.usd(self.micros), "invoices": sorted(self.invoices)}
 
 
 @dataclass(slots=True)
@@ -54,7 +76,9 @@ class Reconciliation:
     """An invoice held against the ledger, as it was before any correction. Money is in micro-dollars.
 
     `invoice_micros` leaves out duplicates, `ledger_micros` and `list_micros` are sums over the attempts that the
-    invoice is about. `elsewhere` names, for tasks whose amount differs, an invoice that charged for them too.
+    invoice is about. `elsewhere` names, for tasks whose amount differs, an invoice that charged for them too. `again`
+    are tasks that agree with the books and were charged for on another invoice already, `listed` those whose charge
+    itself may stand on another.
     `corrected` counts the attempts whose cost was set to the invoice's, `left` the lines and attempts that someone has
     still to see to. Without `names_tasks` there was nothing that a correction could have been for. `rows` are in the
     columns of the table `reconciliation`.
@@ -70,6 +94,8 @@ class Reconciliation:
     ledger_micros: int = 0
     list_micros: int = 0
     elsewhere: dict[str, str] = field(default_factory=dict)
+    again: Overlap = field(default_factory=Overlap)
+    listed: Overlap = field(default_factory=Overlap)
     corrected: int = 0
     left: int = 0
     rows: list[Row] = field(default_factory=list)
@@ -104,6 +130,8 @@ class Reconciliation:
             "difference_usd": budget.usd(self.difference_micros),
             "tolerance_usd": budget.usd(self.tolerance_micros),
             "corrected": self.corrected,
+            "charged_again": self.again.as_dict(),
+            "listed_elsewhere": self.listed.as_dict(),
         }
 
 
@@ -148,8 +176,8 @@ def _hold(workspace: Workspace, invoice: Invoice, tolerance_micros: int) -> Reco
         for row in make(connection, workspace.spec, invoice, report):
             report.rows.append({"invoice": invoice.name, "reconciled_at": now, **row})
     report.rows.sort(key=lambda row: (row["source_line"] is None, row["source_line"] or 0))
-    _sum_up(report)
     _look_elsewhere(workspace, report)
+    _sum_up(report)
     return report
 
 
@@ -404,24 +432,77 @@ def _sum_up(report: Reconciliation) -> None:
 
 
 def _look_elsewhere(workspace: Workspace, report: Reconciliation) -> None:
-    """Find what other invoices have charged for the tasks whose amount differs, on top of what this one does."""
-    differing: defaultdict[str, list[Row]] = defaultdict(list)
+    """Find what other invoices have charged for the same tasks, by what the table says of them."""
+    ours: defaultdict[str, list[Row]] = defaultdict(list)
     for row in report.rows:
-        if row["status"] == Status.AMOUNT_DIFFERS and row.get("attempt_id"):
-            differing[row["task_id"]].append(row)
-    if not differing:
+        if row["status"] in {Status.MATCHED, Status.AMOUNT_DIFFERS} and row.get("attempt_id"):
+            ours[row["task_id"]].append(row)
+    if not ours:
         return
     theirs = (pc.field("invoice") != report.invoice) & (pc.field("status") != Status.DUPLICATE.value)
-    theirs &= pc.field("task_id").isin(list(differing))
-    columns = ["invoice", "task_id", "day", "invoice_usd"]
+    theirs &= pc.field("task_id").isin(list(ours))
+    columns = ["invoice", "task_id", "day", "status", "invoice_usd"]
+    charges: defaultdict[str, list[Row]] = defaultdict(list)
     for charge in workspace.tables.read("reconciliation", columns, theirs).to_pylist():
-        if charge["invoice_usd"] and not any(_is_same(charge, row) for row in differing[charge["task_id"]]):
-            report.elsewhere[charge["task_id"]] = charge["invoice"]
-    for task_id, invoice in report.elsewhere.items():
-        for row in differing[task_id]:
-            row["note"] += (
-                f"; {invoice} has charged for it too: to have both count, add its lines of the task to this file"
-            )
+        if charge["invoice_usd"]:
+            charges[charge["task_id"]].append(charge)
+    for task_id, known in charges.items():
+        if ours[task_id][0]["status"] == Status.AMOUNT_DIFFERS:
+            _charged_beside(task_id, ours[task_id], known, report)
+        else:
+            _charged_before(ours[task_id], known, report)
+    report.counts = +report.counts  # without what is none any more
+
+
+def _charged_beside(task_id: str, rows: Sequence[Row], known: Sequence[Row], report: Reconciliation) -> None:
+    """Say of a task whose amount differs which invoice has a further charge for it."""
+    others = [charge["invoice"] for charge in known if not any(_is_same(charge, row) for row in rows)]
+    if others:
+        report.elsewhere[task_id] = others[-1]
+        _add_note(rows, f"{others[-1]} has charged for it too: {_TO_HAVE_BOTH}")
+
+
+def _charged_before(rows: Sequence[Row], known: Sequence[Row], report: Reconciliation) -> None:
+    """Say of a task that agrees with the books whether they have it by another invoice already."""
+    others = [charge for charge in known if not any(_may_be_one(charge, row) for row in rows)]
+    charged = sum(_whole(row["invoice_usd"]) for row in rows) > 0
+    if charged and (first := _charged_first(others, report)) is not None:
+        _charge_again(rows, first, report)
+        return
+    listed = [row for row in rows if any(_may_be_one(charge, row) for charge in known)]
+    if listed:
+        names = {charge["invoice"] for charge in known if any(_may_be_one(charge, row) for row in listed)}
+        report.listed.add(listed, names)
+        _add_note(listed, f"{' and '.join(sorted(names))} {'lists' if len(names) == 1 else 'list'} it too")
+
+
+def _charged_first(others: Sequence[Row], report: Reconciliation) -> Row | None:
+    """The charge of another invoice that the books have already; None for none, or where all was taken back."""
+    # Files that overlap list a charge each; one file lists it twice where it was made twice.
+    charges: Counter[tuple[date | None, Decimal]] = Counter()
+    for invoice in {charge["invoice"] for charge in others}:
+        charges |= Counter((charge["day"], charge["invoice_usd"]) for charge in others if charge["invoice"] == invoice)
+    if sum(_whole(amount) * times for (_, amount), times in charges.items()) <= report.tolerance_micros:
+        return None
+    # One that was called the further one itself does not make another so.
+    booked = [charge for charge in others if charge["status"] != Status.CHARGED_AGAIN and charge["invoice_usd"] > 0]
+    return min(booked, key=lambda charge: (charge["day"], charge["invoice"]), default=None)
+
+
+def _charge_again(rows: Sequence[Row], first: Row, report: Reconciliation) -> None:
+    """Have the lines of a task count on top of what the books have, which is another invoice's charge."""
+    report.again.add(rows, {first["invoice"]})
+    _add_note(rows, f"{first['invoice']} has charged for it on {first['day']}: {_TO_HAVE_BOTH}")
+    for row in rows:
+        report.counts[Status.MATCHED] -= 1
+        report.counts[Status.CHARGED_AGAIN] += 1
+        row |= {"status": Status.CHARGED_AGAIN.value, "ledger_usd": usd(0), "list_usd": usd(0)}
+        row["difference_usd"] = row["invoice_usd"]
+
+
+def _add_note(rows: Iterable[Row], note: str) -> None:
+    for row in rows:
+        row["note"] = f"{row['note']}; {note}" if row["note"] else note
 
 
 def _is_same(charge: Row, row: Row) -> bool:
@@ -431,6 +512,17 @@ def _is_same(charge: Row, row: Row) -> bool:
     """
     known = charge["day"] is not None and row["day"] is not None
     return charge["day"] == row["day"] if known else charge["invoice_usd"] == row["invoice_usd"]
+
+
+def _may_be_one(charge: Row, row: Row) -> bool:
+    """Whether two invoices' lines for a task, which agree with the books, can be one charge for all that is known.
+
+    A file may go by another time zone, or by when a task ended: a day more or less is no second charge. A refund is
+    none of the charge that it takes back.
+    """
+    if (charge["invoice_usd"] < 0) != (row["invoice_usd"] < 0):
+        return False
+    return charge["day"] is None or row["day"] is None or abs(charge["day"] - row["day"]) <= _A_DAY
 
 
 def _whole(money: Decimal | None) -> int:

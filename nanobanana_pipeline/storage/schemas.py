@@ -225,7 +225,11 @@ RECONCILIATION: Final = _table(
         pa.date32(),
         "UTC day of the line or of the attempt's reservation; the invoice's own where it sums up days.",
     ),
-    _column("status", _TEXT, "`matched`, `amount_differs`, `only_invoice`, `only_ledger` or `duplicate`."),
+    _column(
+        "status",
+        _TEXT,
+        "`matched`, `amount_differs`, `only_invoice`, `only_ledger`, `charged_again` or `duplicate`.",
+    ),
     _column("invoice_usd", MONEY, "Amount of the line, US dollars."),
     _column("ledger_usd", MONEY, "Amount of the attempt as the ledger had it, US dollars."),
     _column("difference_usd", MONEY, "invoice_usd minus ledger_usd, a missing one counted as zero, US dollars."),

@@ -131,9 +131,12 @@ def test_an_invoice_that_rounds_is_no_drift(made: World, tmp_path: Path) -> None
     assert exact.counts[Status.MATCHED] < 6
 
 
-def test_further_charges_and_refunds_of_a_task_are_summed(made: World, tmp_path: Path) -> None:
+def test_further_charges_and_refunds_of_a_task_are_summed(world: Callable[..., World], tmp_path: Path) -> None:
     """A charge in two parts, or one that was taken back in part, is one task all the same."""
-    task, cost, _ = next(one for one in _billed(made) if one[1] == "0.050000")
+    made = world(faults=FAULTS)
+    made.catalogue("one", rows(1, prompt=["thing number 3 ."]))
+    made.run()
+    ((task, cost, _),) = _billed(made)
     parts = [[task, "0.08", "2026-03-01T10:00:00Z"], [task, "(0.03)", "2026-03-01T11:00:00Z"]]
     report = reconcile(made.workspace, _written(tmp_path / "a.csv", ["id", "amount", "time"], parts))
 
@@ -240,6 +243,83 @@ def test_a_further_charge_on_a_later_invoice_is_no_price(
     _written(path, header, [december, november])
     assert reconcile(made.workspace, path, correct=True).ok
     assert summary(made.workspace).cost_micros == int((Decimal(cost) + Decimal("0.02")).scaleb(6))
+
+
+def test_a_task_that_a_later_invoice_charges_again_is_told(world: Callable[..., World], tmp_path: Path) -> None:
+    """The same amount once more agreed with the books on each invoice, and was paid for on each."""
+    made = world()
+    made.catalogue("one", rows(3))
+    made.run()
+    header = ["id", "amount", "time"]
+    november = [[task, cost, "2026-11-20"] for task, cost, _ in _billed(made)]
+    december = [[task, cost, "2026-12-03"] for task, cost, _ in november[:2]]
+    before = summary(made.workspace).cost_micros
+    first, second = (
+        _written(tmp_path / f"{name}.csv", header, lines)
+        for name, lines in (("november", november), ("december", december))
+    )
+    assert reconcile(made.workspace, first).ok
+
+    report = reconcile(made.workspace, second, correct=True)
+
+    asked = sum(int(Decimal(cost).scaleb(6)) for _, cost, _ in december)
+    assert (_counts(report), report.corrected, report.ok) == ({"charged_again": 2}, 0, False)
+    assert (report.again.tasks, report.again.micros, report.again.invoices) == (2, asked, {"november.csv"})
+    assert report.difference_micros == sum(int(row["difference_usd"].scaleb(6)) for row in report.rows) == asked
+    assert "november.csv has charged for it on 2026-11-20" in report.rows[0]["note"]
+    assert summary(made.workspace).cost_micros == before
+    table = made.workspace.tables.read("reconciliation")
+    assert sum(table.column("ledger_usd").to_pylist()) == Decimal(before).scaleb(-6)
+    assert reconcile(made.workspace, first).ok, "it is the second that is one too many, also when they are held again"
+    assert _counts(reconcile(made.workspace, second)) == {"charged_again": 2}
+
+    _written(second, header, [*december, *november])
+    assert reconcile(made.workspace, second, correct=True).ok, "who has both count says so"
+    assert summary(made.workspace).cost_micros == before + asked
+
+
+def test_a_charge_that_was_taken_back_can_be_made_again(world: Callable[..., World], tmp_path: Path) -> None:
+    """Charged, refunded, charged: each on an invoice of its own, and paid once. A fourth is one too many."""
+    made = world()
+    made.catalogue("one", rows(1))
+    made.run()
+    ((task, cost, _),) = _billed(made)
+
+    def held(name: str, amount: str, day: str) -> Reconciliation:
+        return reconcile(made.workspace, _written(tmp_path / name, ["id", "amount", "day"], [[task, amount, day]]))
+
+    assert held("a.csv", cost, "2026-11-01").ok
+    assert _counts(held("b.csv", f"-{cost}", "2026-12-01")) == {"amount_differs": 1}
+    # Within any tolerance nothing is charged by a line that takes back.
+    back = _written(tmp_path / "b.csv", ["id", "amount", "day"], [[task, f"-{cost}", ""]])
+    assert reconcile(made.workspace, back, tolerance_usd=Decimal(1)).again.tasks == 0
+    assert _counts(held("b.csv", f"-{cost}", "2026-12-01")) == {"amount_differs": 1}
+    assert _counts(held("c.csv", cost, "2026-12-01")) == {"matched": 1}
+    assert _counts(held("d.csv", cost, "2026-12-24")) == {"charged_again": 1}
+
+
+@pytest.mark.parametrize(
+    "days", [("", ""), ("2026-11-20", ""), ("2026-11-20", "2026-11-20"), ("2026-11-20", "2026-11-21")]
+)
+def test_a_charge_that_two_files_list_is_told_and_is_no_second_one(
+    world: Callable[..., World], tmp_path: Path, days: tuple[str, str]
+) -> None:
+    """A month's list that is fetched anew each week overlaps, and may round; who pays each file has to know that."""
+    made = world()
+    made.catalogue("one", rows(2))
+    made.run()
+    header, lines = ["id", "amount", "day"], [[task, cost, days[0]] for task, cost, _ in _billed(made)]
+    (task, cost, _), _ = lines
+    early = _written(tmp_path / "1.csv", header, [[task, f"{Decimal(cost):.4f}", days[1]]])
+    assert reconcile(made.workspace, early).listed.tasks == 0
+
+    report = reconcile(made.workspace, _written(tmp_path / "2.csv", header, lines))
+
+    assert (_counts(report), report.ok, report.again.tasks) == ({"matched": 2}, True, 0)
+    assert report.listed.tasks == 1
+    assert report.listed.micros == int(Decimal(cost).scaleb(6))
+    assert report.rows[0]["note"] == "1.csv lists it too"
+    assert report.rows[1]["note"] is None
 
 
 def test_an_invoice_that_is_issued_anew_has_the_last_word(world: Callable[..., World], tmp_path: Path) -> None:
