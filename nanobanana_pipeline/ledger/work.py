@@ -382,20 +382,24 @@ _CAUSE_AFTER = {
 }
 """Why an item is tried again, by how its last attempt (of the same request) ended, or is held."""
 
-_FIELDS = [name for name in Attempt.__dataclass_fields__ if name not in {"body", "failures"}]
+_OF_OTHERS = {
+    "body": _requests.c.body,
+    "failures": _failures(_attempts.c.item_id, _attempts.c.request_hash).label("failures"),
+}
 _ATTEMPT_COLUMNS = [
-    *(_attempts.c[name] for name in _FIELDS),
-    _requests.c.body,
-    _failures(_attempts.c.item_id, _attempts.c.request_hash).label("failures"),
+    _OF_OTHERS[name] if name in _OF_OTHERS else _attempts.c[name] for name in Attempt.__dataclass_fields__
 ]
+"""In the order of an `Attempt`'s fields."""
 
 
-def attempt_of(row: Row[tuple[object, ...]]) -> Attempt:
-    """An attempt from a row with its columns, its request's body, and how often that had failed."""
-    values = {name: getattr(row, name) for name in _FIELDS}
-    values["state"] = AttemptState(values["state"])
-    values["cause"] = Cause(values["cause"])
-    return Attempt(**values, body=row.body, failures=row.failures)
+def attempt_of(row: Row[Any]) -> Attempt:
+    """An attempt from a row that begins with `_ATTEMPT_COLUMNS`: its columns, its request's body, its failures."""
+    # By place: by name it was most of what taking ten thousand over took.
+    values: Sequence[Any] = row
+    attempt = Attempt(*values[: len(_ATTEMPT_COLUMNS)])
+    attempt.state = AttemptState(attempt.state)
+    attempt.cause = Cause(attempt.cause)
+    return attempt
 
 
 def is_open_attempt() -> sa.TextClause:
