@@ -443,14 +443,15 @@ class Lifecycle:
 
     async def _put_off(self, attempt: Attempt, message: str) -> bool:
         """Leave what is paid for to the next run, which asks again; False when it has been in vain for too long."""
-        now = self._now_ms()
-        # Not from its completion: while nobody ran, nobody tried, and a minute out of order ended it after a weekend.
-        first = now if attempt.delivery_failed_at is None else attempt.delivery_failed_at
-        if now - first >= self._patience.give_up_delivery_s * 1000:
+        now, vain = self._now_ms(), attempt.delivery_vain_ms
+        if attempt.delivery_failed_at is not None:
+            # While nobody ran, nobody tried: a minute out of order once ended an image after a weekend.
+            longest = round(self._patience.delivery_pause_s * 1000)
+            vain += min(max(now - attempt.delivery_failed_at, 0), longest)
+        if vain >= self._patience.give_up_delivery_s * 1000:
             return False
-        await self._ledger.post(
-            lambda postings: postings.note(attempt, delivery_failed_at=first, error_message=message)
-        )
+        facts = {"delivery_failed_at": now, "delivery_vain_ms": vain, "error_message": message}
+        await self._ledger.post(lambda postings: postings.note(attempt, only_in=AttemptState.COMPLETED, **facts))
         return True
 
     async def _unusable(self, attempt: Attempt, message: str) -> Cause | None:

@@ -22,7 +22,9 @@ class Patience:
     not_found_s: float = 60.0
     """A task that the provider does not know may only not be known *yet*; after this long it is overdue."""
     give_up_delivery_s: float = 24 * 3600.0
-    """How long after it first failed a paid image is still worth asking a failing image host for, in later runs."""
+    """How long a paid image is worth asking a failing image host for in vain, over several runs."""
+    delivery_pause_s: float = 6 * 3600.0
+    """How much of the time between two tries counts to it: in a pause, nobody can say how the host was."""
     stop_grace_s: float = 8.0
     """How long a stop waits for the answers to submits that are in the air."""
     lease_s: float = LEASE_S

@@ -84,6 +84,7 @@ class Attempt:
     submitted_at: int | None
     completed_at: int | None
     delivery_failed_at: int | None
+    delivery_vain_ms: int
     task_id: str | None
     urls: str | None
     text: str | None

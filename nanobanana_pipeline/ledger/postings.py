@@ -303,9 +303,12 @@ class Postings:
             self._counters.change(_scopes(before), Holding().minus(_held(before)))
         self._counters.change(_scopes(after), _held(after))
 
-    def note(self, attempt: Attempt, **facts: Any) -> None:
-        """Record `facts` (columns of `attempts`) that change neither state nor money."""
-        self.connection.execute(_attempts.update().where(_attempts.c.attempt_id == attempt.attempt_id).values(**facts))
+    def note(self, attempt: Attempt, *, only_in: AttemptState | None = None, **facts: Any) -> None:
+        """Record `facts` (columns of `attempts`) that change neither state nor money; `only_in` this state, if any."""
+        noting = _attempts.update().where(_attempts.c.attempt_id == attempt.attempt_id).values(**facts)
+        if only_in is not None:
+            noting = noting.where(_attempts.c.state == only_in.value)
+        self.connection.execute(noting)
 
     def defer(self, item_ids: Sequence[str], note: str) -> None:
         """Mark items as waiting for a later run, with the reason."""
@@ -408,6 +411,7 @@ def _first_submit(candidate: Candidate, reserve_micros: int, worker: Worker, adm
         submitted_at=None,
         completed_at=None,
         delivery_failed_at=None,
+        delivery_vain_ms=0,
         task_id=None,
         urls=None,
         text=None,

@@ -119,8 +119,10 @@ attempts = sa.Table(
     sa.Column("created_at", _Big, nullable=False),
     sa.Column("submitted_at", _Big),
     sa.Column("completed_at", _Big),
-    # When its images, paid for, were first tried for and not had: they are given up so long after this.
+    # When its images, paid for, were last tried for and not had, and for how long that had been in vain by then: after
+    # a day of it they are given up.
     sa.Column("delivery_failed_at", _Big),
+    sa.Column("delivery_vain_ms", _Big, nullable=False, default=0, server_default="0"),
     sa.Column("stored_at", _Big),
     sa.Column("closed_at", _Big),
     sa.Column("submits", sa.Integer, nullable=False),

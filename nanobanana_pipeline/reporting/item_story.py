@@ -167,8 +167,8 @@ def _waits(attempt: Row[Any], why: str, now: int) -> str:
             said = f"It is waited for, since {duration(now - attempt.submitted_at)}."
         case _:
             but = f": so far {quoted(attempt.error_message)}" if attempt.error_message else ""
-            since = attempt.delivery_failed_at
-            vain = "" if since is None else f", in vain since {duration(now - since)}"
+            last = attempt.delivery_failed_at
+            vain = "" if last is None else f"; last tried {duration(now - last)} ago, in vain"
             said = f"Its image is still to be fetched{vain}{but}."
     return said
 
