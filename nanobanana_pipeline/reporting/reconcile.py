@@ -78,7 +78,7 @@ class Reconciliation:
     `invoice_micros` leaves out duplicates, `ledger_micros` and `list_micros` are sums over the attempts that the
     invoice is about. `elsewhere` names, for tasks whose amount differs, an invoice that charged for them too. `again`
     are tasks that agree with the books and were charged for on another invoice already, `listed` those whose charge
-    itself may stand on another.
+    itself may stand on another: `duplicate` where it is `charged_again` there.
     `corrected` counts the attempts whose cost was set to the invoice's, `left` the lines and attempts that someone has
     still to see to. Without `names_tasks` there was nothing that a correction could have been for. `rows` are in the
     columns of the table `reconciliation`.
@@ -467,25 +467,47 @@ def _charged_before(rows: Sequence[Row], known: Sequence[Row], report: Reconcili
     others = [charge for charge in known if not any(_may_be_one(charge, row) for row in rows)]
     charged = sum(_whole(row["invoice_usd"]) for row in rows) > 0
     if charged and (first := _charged_first(others, report)) is not None:
-        _charge_again(rows, first, report)
+        further = [charge for charge in known if charge["status"] == Status.CHARGED_AGAIN]
+        listed = _listed(rows, further)
+        rest = [row for row in rows if row not in listed]
+        if sum(_whole(row["invoice_usd"]) for row in rest) <= 0:  # a refund alone is no further charge
+            listed, rest = rows, []
+        if listed:
+            _list_again(listed, further, report)
+        if rest:
+            _charge_again(rest, first, report)
         return
-    listed = [row for row in rows if any(_may_be_one(charge, row) for charge in known)]
-    if listed:
-        names = {charge["invoice"] for charge in known if any(_may_be_one(charge, row) for row in listed)}
+    if listed := _listed(rows, known):
+        names = _listing(listed, known)
         report.listed.add(listed, names)
-        _add_note(listed, f"{' and '.join(sorted(names))} {'lists' if len(names) == 1 else 'list'} it too")
+        _add_note(listed, f"{_and(names)} {'lists' if len(names) == 1 else 'list'} it too")
+
+
+def _listed(rows: Sequence[Row], charges: Sequence[Row]) -> Sequence[Row]:
+    """The lines that may be one with any of these charges."""
+    return [row for row in rows if any(_may_be_one(charge, row) for charge in charges)]
+
+
+def _listing(rows: Sequence[Row], charges: Sequence[Row]) -> list[str]:
+    """The invoices whose charges may be one with any of these lines."""
+    return sorted({charge["invoice"] for charge in charges if any(_may_be_one(charge, row) for row in rows)})
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(names)
 
 
 def _charged_first(others: Sequence[Row], report: Reconciliation) -> Row | None:
     """The charge of another invoice that the books have already; None for none, or where all was taken back."""
+    # One that was called the further one itself makes no other so: of four, a refund among them, two were too many.
+    others = [charge for charge in others if charge["status"] != Status.CHARGED_AGAIN]
     # Files that overlap list a charge each; one file lists it twice where it was made twice.
     charges: Counter[tuple[date | None, Decimal]] = Counter()
     for invoice in {charge["invoice"] for charge in others}:
         charges |= Counter((charge["day"], charge["invoice_usd"]) for charge in others if charge["invoice"] == invoice)
     if sum(_whole(amount) * times for (_, amount), times in charges.items()) <= report.tolerance_micros:
         return None
-    # One that was called the further one itself does not make another so.
-    booked = [charge for charge in others if charge["status"] != Status.CHARGED_AGAIN and charge["invoice_usd"] > 0]
+    booked = [charge for charge in others if charge["invoice_usd"] > 0]
     return min(booked, key=lambda charge: (charge["day"], charge["invoice"]), default=None)
 
 
@@ -498,6 +520,17 @@ def _charge_again(rows: Sequence[Row], first: Row, report: Reconciliation) -> No
         report.counts[Status.CHARGED_AGAIN] += 1
         row |= {"status": Status.CHARGED_AGAIN.value, "ledger_usd": usd(0), "list_usd": usd(0)}
         row["difference_usd"] = row["invoice_usd"]
+
+
+def _list_again(rows: Sequence[Row], further: Sequence[Row], report: Reconciliation) -> None:
+    """Count nowhere what another invoice has as a further charge: of two files that overlap, each had the excess."""
+    names = _listing(rows, further)
+    report.listed.add(rows, names)
+    _add_note(rows, f"the same further charge as on {_and(names)}, where it is charged again")
+    for row in rows:
+        report.counts[Status.MATCHED] -= 1
+        report.counts[Status.DUPLICATE] += 1
+        row |= {"status": Status.DUPLICATE.value, "ledger_usd": usd(0), "list_usd": usd(0), "difference_usd": usd(0)}
 
 
 def _add_note(rows: Iterable[Row], note: str) -> None:

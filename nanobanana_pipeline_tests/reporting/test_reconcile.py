@@ -296,6 +296,69 @@ def test_a_charge_that_was_taken_back_can_be_made_again(world: Callable[..., Wor
     assert _counts(held("b.csv", f"-{cost}", "2026-12-01")) == {"amount_differs": 1}
     assert _counts(held("c.csv", cost, "2026-12-01")) == {"matched": 1}
     assert _counts(held("d.csv", cost, "2026-12-24")) == {"charged_again": 1}
+    # The fourth made the third one too many as well, once that was held again.
+    assert _counts(held("c.csv", cost, "2026-12-01")) == {"matched": 1}
+    assert held("a.csv", cost, "2026-11-01").ok
+    assert _counts(held("d.csv", cost, "2026-12-24")) == {"charged_again": 1}
+
+
+@pytest.mark.parametrize("day", ["2026-12-03", "2026-12-04"])
+def test_a_second_charge_that_two_files_list_is_one_too_many_once(
+    world: Callable[..., World], tmp_path: Path, day: str
+) -> None:
+    """December's final list repeats December's: the excess stood on each, and nothing said that it was one charge."""
+    made = world()
+    made.catalogue("one", rows(1))
+    made.run()
+    ((task, cost, _),) = _billed(made)
+    once = summary(made.workspace).cost_micros
+    november, december, final = (
+        _written(tmp_path / name, ["id", "amount", "day"], [[task, cost, of]])
+        for name, of in (("november.csv", "2026-11-20"), ("december.csv", "2026-12-03"), ("final.csv", day))
+    )
+    assert reconcile(made.workspace, november).ok
+    assert _counts(reconcile(made.workspace, december)) == {"charged_again": 1}
+
+    report = reconcile(made.workspace, final, correct=True)
+
+    assert (_counts(report), report.ok, report.corrected) == ({"duplicate": 1}, False, 0)
+    assert (report.again.tasks, report.listed.tasks, report.listed.micros) == (0, 1, once)
+    assert report.listed.invoices == {"december.csv"}
+    assert report.rows[0]["note"] == "the same further charge as on december.csv, where it is charged again"
+    for path, counts in (
+        (november, {"matched": 1}),
+        (december, {"charged_again": 1}),
+        (final, {"duplicate": 1}),
+        (november, {"matched": 1}),
+    ):
+        report = reconcile(made.workspace, path)
+        assert _counts(report) == counts
+        assert report.difference_micros == (once if path == december else 0)
+        listed = made.workspace.tables.read("reconciliation")
+        assert sum(listed.column("difference_usd").to_pylist()) == Decimal(once).scaleb(-6)
+        assert sum(listed.column("ledger_usd").to_pylist()) == Decimal(once).scaleb(-6)
+
+
+@pytest.mark.parametrize("new", [Decimal("0.02"), Decimal("-0.02")], ids=["a_charge", "a_refund"])
+def test_of_a_charge_that_is_listed_in_part_the_rest_is_one_too_many(
+    world: Callable[..., World], tmp_path: Path, new: Decimal
+) -> None:
+    """What another file has as a further charge is left out, and no more than that; a refund alone is no charge."""
+    made = world()
+    made.catalogue("one", rows(1))
+    made.run()
+    ((task, cost, _),) = _billed(made)
+    header = ["id", "amount", "day"]
+    for name, day in (("november.csv", "2026-11-20"), ("december.csv", "2026-12-03")):
+        reconcile(made.workspace, _written(tmp_path / name, header, [[task, cost, day]]))
+    lines = [[task, str(Decimal(cost) - new), "2026-12-03"], [task, str(new), "2026-12-20"]]
+
+    report = reconcile(made.workspace, _written(tmp_path / "final.csv", header, lines))
+
+    excess = max(new, Decimal(0))
+    assert [row["status"] for row in report.rows] == ["duplicate", "charged_again" if excess else "duplicate"]
+    assert report.again.micros == report.difference_micros == int(excess.scaleb(6))
+    assert sum(row["difference_usd"] for row in report.rows) == excess
 
 
 @pytest.mark.parametrize(
