@@ -276,22 +276,26 @@ def first_to_begin(
     *,
     rerun: Rerun | None,
     unknown_too: bool,
+    max_attempts: int | None = None,
     catalogues: Sequence[str] | None = None,
 ) -> dict[str, int]:
     """The `limit` items that have their turn first, over all shards: how many of them each shard has.
 
     What waits comes before what is only to be paid for again; each by priority, then by catalogue and in its order.
     With `unknown_too`, items of unknown outcome wait as well, and overdue ones: each takes its turn, though one may yet
-    settle without being sent again.
+    settle without being sent again. Those with `max_attempts` (None: no bound) have none: the settings alone don't send
+    them again, and they took the turns of all others, run after run.
     """
-    waiting = [*WAITING_STATES, *(UNDECIDED_STATES if unknown_too else ())]
     again = rerun.states if rerun else ()
     last = _items.c.state.in_([state.value for state in again])
+    begun = _items.c.state.in_([state.value for state in (*WAITING_STATES, *again)])
+    if unknown_too:
+        begun = sa.or_(begun, _undecided(max_attempts))
     # By code points on every database, as everywhere else.
     name = sa.collate(_items.c.catalogue, "C" if connection.dialect.name == "postgresql" else "BINARY")
     query = (
         sa.select(_items.c.shard)
-        .where(_items.c.active, _items.c.state.in_([state.value for state in (*waiting, *again)]))
+        .where(_items.c.active, begun)
         .order_by(sa.case((last, 1), else_=0), _items.c.priority.desc(), name, _items.c.position)
         .limit(limit)
     )
@@ -300,6 +304,24 @@ def first_to_begin(
     chosen = query.subquery()
     counts = sa.select(chosen.c.shard, sa.func.count().label("items")).group_by(chosen.c.shard)
     return {row.shard: row.items for row in connection.execute(counts)}
+
+
+def sent_again(connection: Connection, shards: Sequence[str], max_attempts: int) -> dict[str, int]:
+    """How many items of unknown or overdue outcome runs send again by the settings alone, by shard."""
+    found: dict[str, int] = {}
+    for start in range(0, len(shards), PAGE):
+        query = (
+            sa.select(_items.c.shard, sa.func.count().label("items"))
+            .where(_items.c.shard.in_(shards[start : start + PAGE]), _items.c.active, _undecided(max_attempts))
+            .group_by(_items.c.shard)
+        )
+        found |= {row.shard: row.items for row in connection.execute(query)}
+    return found
+
+
+def _undecided(max_attempts: int | None) -> sa.ColumnElement[bool]:
+    undecided = _items.c.state.in_([state.value for state in UNDECIDED_STATES])
+    return undecided if max_attempts is None else sa.and_(undecided, _items.c.attempts < max_attempts)
 
 
 def items_begun(connection: Connection, shard: str, root_run_id: str) -> int:

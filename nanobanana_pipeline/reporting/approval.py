@@ -9,6 +9,7 @@ catalogue was entered and by how much of it is left; else a plan in a hundred pa
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import statement
 from nanobanana_pipeline.ledger.shard_facts import registered_at
-from nanobanana_pipeline.ledger.states import ItemState
-from nanobanana_pipeline.ledger.work import ShardWork
+from nanobanana_pipeline.ledger.states import UNDECIDED_STATES, WAITING_STATES, ItemState
+from nanobanana_pipeline.ledger.work import ShardWork, sent_again
 from nanobanana_pipeline.object_stores.opening import open_uri
 from nanobanana_pipeline.reporting import figures
 from nanobanana_pipeline.reporting.costs import shown
@@ -170,7 +171,8 @@ def rule_of_shard(workspace: Workspace, shard: str, wanted: Wanted, *, capped: b
         return Ruling(plan.hash if plan else None)
     ruling = Ruling()
     if wanted.limit is None:
-        plan = _what_is_left(workspace, workspace.ledger.shard_work(), catalogue, plans, entered)
+        waiting = _waiting(workspace, workspace.ledger.shard_work())
+        plan = _what_is_left(workspace, waiting, catalogue, plans, entered)
         ruling = rule(workspace, plan) if plan else ruling
     if wanted != Wanted() and ruling.refusal is None:
         ruling = rule(workspace, save(workspace, plan_registered(workspace, catalogue, wanted, shard=shard)))
@@ -185,22 +187,23 @@ def unapproved(workspace: Workspace, work: Sequence[ShardWork]) -> Mapping[str, 
         entered = registered_at(connection)
     plans = saved_plans(workspace)
     found: dict[str, str] = {}
-    for catalogue in dict.fromkeys(shard.catalogue for shard in work if _waiting(workspace, shard)):
-        plan = _what_is_left(workspace, work, catalogue, plans, entered)
+    waiting = _waiting(workspace, work)
+    for catalogue in waiting:
+        plan = _what_is_left(workspace, waiting, catalogue, plans, entered)
         if plan is not None and approval_of(workspace, plan) == "needed":
             found[catalogue] = plan.hash
     return found
 
 
 def _what_is_left(
-    workspace: Workspace, work: Sequence[ShardWork], catalogue: str, plans: Sequence[Saved], entered: Mapping[str, int]
+    workspace: Workspace, waiting: Mapping[str, int], catalogue: str, plans: Sequence[Saved], entered: Mapping[str, int]
 ) -> Saved | None:
     """What is left of the latest plan for a catalogue; None when nothing waits there."""
-    if not any(_waiting(workspace, shard) for shard in work if shard.catalogue == catalogue):
+    if catalogue not in waiting:
         return None
     plan = _latest(plans, catalogue, entered)
     if plan is not None:
-        rest = plan.rest(sum(_waiting(workspace, shard) for shard in work if shard.catalogue in plan.catalogues))
+        rest = plan.rest(sum(waiting.get(name, 0) for name in plan.catalogues))
         if _spent_since(workspace, plan) + rest.cost_micros[1] <= plan.cost_micros[2]:
             return rest
     # None yet, or no approval of it could cover what is left: a person would be asked for the same word for ever.
@@ -214,11 +217,22 @@ def _latest(plans: Sequence[Saved], catalogue: str, entered: Mapping[str, int]) 
     return next((one for one in of_all if one.created_at >= since), None)
 
 
-def _waiting(workspace: Workspace, work: ShardWork) -> int:
-    """Items of a shard that a run would begin."""
-    states = [ItemState.PENDING, ItemState.DEFERRED]
-    if workspace.settings.on_unknown == "resubmit":
-        states.append(ItemState.UNKNOWN)
+def _waiting(workspace: Workspace, work: Sequence[ShardWork]) -> Mapping[str, int]:
+    """Items that runs would begin by themselves, by catalogue; without those catalogues that have none."""
+    settings = workspace.settings
+    again: Mapping[str, int] = {}
+    if settings.on_unknown == "resubmit":
+        # Overdue ones as well: they were paid for again without a question, and held against no approval.
+        undecided = [shard.shard for shard in work if _count(shard, UNDECIDED_STATES)]
+        with workspace.ledger.database.read() as connection:
+            again = sent_again(connection, undecided, settings.max_attempts)
+    found: Counter[str] = Counter()
+    for shard in work:
+        found[shard.catalogue] += _count(shard, WAITING_STATES) + again.get(shard.shard, 0)
+    return +found
+
+
+def _count(work: ShardWork, states: Sequence[ItemState]) -> int:
     return sum(work.states.get(state, 0) for state in states)
 
 

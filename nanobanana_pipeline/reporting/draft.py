@@ -91,6 +91,8 @@ class Wanted:
     resubmit_unknown: bool = False
     root_run_id: str | None = None
     """A run acts once an item, its re-executions included: what has been tried for this root is not tried again."""
+    run_id: str | None = None
+    """The run itself: a person's word is not about what it has left without an answer, killed and resumed."""
     items: frozenset[str] = frozenset()
     """The only items (by item_id) that may be begun; none given is all of them."""
 
@@ -251,8 +253,10 @@ class Draft:
         return _STANDING_OF.get(state, Standing.NEW)
 
     def _may_resubmit(self, row: Row[*tuple[Any, ...]]) -> bool:
-        asked = self._wanted.resubmit_unknown and not (row.tried and row.last_cause == Cause.RESUBMIT)
-        return asked or (self._resubmits and row.attempts < self._max_attempts)
+        """What a run decides of an attempt that it finds held."""
+        if self._wanted.resubmit_unknown and row.last_run != self._wanted.run_id:
+            return not (row.last_cause == Cause.RESUBMIT and row.last_root == self._wanted.root_run_id)
+        return self._resubmits and row.attempts < self._max_attempts
 
 
 def _items_of(
@@ -304,6 +308,8 @@ def _known(root_run_id: str | None) -> sa.Select[*tuple[Any, ...]]:
         _items.c.priority,
         last.c.request_hash.label("last_hash"),
         last.c.cause.label("last_cause"),
+        last.c.run_id.label("last_run"),
+        last.c.root_run_id.label("last_root"),
         (sa.false() if root_run_id is None else tried_by(root_run_id)).label("tried"),
     ).outerjoin_from(_items, last, last.c.attempt_id == _items.c.last_attempt_id)
 

@@ -10,6 +10,7 @@ import pytest
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.intake import refresh
+from nanobanana_pipeline.generation.shard_run import RunOptions, generate_shard
 from nanobanana_pipeline.ledger.work import Rerun, first_to_begin
 from nanobanana_pipeline.reporting import approval
 from nanobanana_pipeline.reporting.approval import (
@@ -190,6 +191,30 @@ def test_an_overdue_item_that_a_run_sends_again_is_in_its_plan(world: Callable[.
     assert sorted(row["resolution"] for row in again) == ["0.5K", "2K", "4K"]
 
 
+def test_a_plan_and_a_run_agree_on_what_a_word_and_the_settings_send_again(world: Callable[..., World]) -> None:
+    """A re-execution sends nothing again that its root sent again, whatever the settings say: no plan may count it."""
+    made = world(faults=[{"fault": "answer_lost"}])
+    made.catalogue("one", rows(1))
+    made.run()
+    made.run(resubmit_unknown=True)
+    with made.elsewhere(made.workspace.settings.model_copy(update={"on_unknown": "resubmit"})) as resubmitting:
+        settings, resumed, repeated, another = (
+            plan(resubmitting, wanted=wanted).to_make
+            for wanted in (
+                Wanted(),
+                Wanted(resubmit_unknown=True, root_run_id="run-2", run_id="run-2"),
+                Wanted(resubmit_unknown=True, root_run_id="run-2", run_id="again"),
+                Wanted(resubmit_unknown=True, root_run_id="run-3", run_id="run-3"),
+            )
+        )
+        options = RunOptions(run_id="again", root_run_id="run-2", run_scope="run-2", resubmit_unknown=True)
+        report = generate_shard(resubmitting, "one-000000", made._open, options)
+
+    assert (settings, resumed, repeated, another) == (1, 1, 0, 1)
+    assert (report.tally.submitted, report.tally.unknown) == (0, 1)
+    assert [row["event"] for row in made.provider.book].count("billed") == 2
+
+
 def test_a_first_forecast_holds_the_list_price(world: Callable[..., World]) -> None:
     """Before anything was made the spec is all there is; the interval must be honest about that."""
     made = world()
@@ -288,6 +313,47 @@ def test_the_parts_of_a_costly_plan_wait_together(world: Callable[..., World]) -
     approve(made.workspace, asked["one"])
     assert unapproved(made.workspace, work) == {}
     assert part(Wanted(), capped=False) == Ruling(asked["one"])
+
+
+def test_overdue_items_that_the_settings_send_again_wait_for_an_approval(world: Callable[..., World]) -> None:
+    """A catalogue of nothing else was paid for once more, and no question was asked."""
+    made = world(faults=[{"fault": "never_ends"}], task_deadline_s=1)
+    made.catalogue("one", rows(3))
+    made.run()
+    knobs = {"on_unknown": "resubmit", "approve_above_usd": Decimal("0.01")}
+    settings = made.workspace.settings.model_copy(update=knobs)
+    work = made.workspace.ledger.shard_work()
+    with made.elsewhere(settings) as resubmitting:
+        asked = unapproved(resubmitting, work)
+        ruling = rule_of_shard(resubmitting, "one-000000", Wanted(), capped=False)
+        plans = len(saved_plans(resubmitting))
+    # Those that have had all their attempts are sent no more: no question, and no plan of nothing at each look.
+    with made.elsewhere(settings.model_copy(update={"max_attempts": 1})) as exhausted:
+        assert unapproved(exhausted, work) == {}
+        assert rule_of_shard(exhausted, "one-000000", Wanted(), capped=False) == Ruling()
+        assert len(saved_plans(exhausted)) == plans
+
+    assert list(asked) == ["one"]
+    assert asked["one"] in str(ruling.refusal)
+
+
+def test_overdue_items_that_are_sent_again_are_part_of_what_is_left_of_a_plan(world: Callable[..., World]) -> None:
+    """The plan counts them: without them what is left of it seemed half as dear as it was."""
+    made = world(faults=[{"fault": "never_ends"}], task_deadline_s=1)
+    made.catalogue("one", rows(3))
+    made.run()
+    made.catalogue("one", rows(6))
+    refresh(made.workspace)
+    settings = made.workspace.settings.model_copy(update={"on_unknown": "resubmit"})
+    with made.elsewhere(settings) as resubmitting:
+        whole = save(resubmitting, plan(resubmitting))
+    most = Decimal(whole.cost_micros[2]) / 1_000_000
+    with made.elsewhere(settings.model_copy(update={"approve_above_usd": most * 3 / 4})) as asking:
+        ruling = rule_of_shard(asking, "one-000000", Wanted(), capped=False)
+
+    assert whole.to_make == 6
+    assert ruling.plan_hash == whole.hash
+    assert f"nanobanana approve {whole.hash}" in str(ruling.refusal)
 
 
 def test_a_plan_is_asked_about_no_more_once_little_of_it_is_left(world: Callable[..., World]) -> None:

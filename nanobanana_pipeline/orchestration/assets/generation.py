@@ -116,8 +116,8 @@ class _Run:
         # So many in each of a backfill's shards is no pilot.
         limit = None if BACKFILL_TAG in self.context.run.tags else config.limit
         again = config.rerun is not None or config.resubmit_unknown
-        root, items = self._root if again else None, frozenset(config.chosen_items)
-        wanted = Wanted(limit, config.rerun, config.resubmit_unknown, root, items)
+        root, run = (self._root, self.context.run.run_id) if again else (None, None)
+        wanted = Wanted(limit, config.rerun, config.resubmit_unknown, root, run, frozenset(config.chosen_items))
         return rule_of_shard(workspace, self.shard, wanted, capped=config.max_cost_usd is not None)
 
     def options(self, access: Access, ruling: Ruling) -> RunOptions:
