@@ -155,6 +155,7 @@ class _Run:
         logger: logging.Logger,
     ) -> None:
         self._on_unknown = settings.on_unknown
+        self._max_attempts = settings.max_attempts
         self._order = order
         self._watcher = watcher
         self._workspace = workspace
@@ -279,6 +280,8 @@ class _Run:
                 order.limit,
                 rerun=order.rerun,
                 unknown_too=order.resubmits(self._on_unknown),
+                # A person's word is about any attempt, the settings' only about so many.
+                max_attempts=None if order.resubmit_unknown else self._max_attempts,
                 catalogues=None if order.catalogue is None else [order.catalogue],
             )
 

@@ -314,6 +314,22 @@ def test_what_could_not_be_done_is_exit_3_and_a_person_decides(place: tuple[Plac
     assert here.run("status", "--json").json["items"]["succeeded"] == 5
 
 
+def test_a_limit_passes_over_items_that_had_all_their_attempts(place: tuple[Place, SimulatorProcess]) -> None:
+    """The settings send them no more, and first in order they took every turn: such runs did nothing for ever."""
+    here, provider = place
+    here.catalogue({"lost": "the lost one", "good": "the good one"})
+    provider.set_faults([{"contains": "lost", "fault": "answer_lost", "times": 1}])
+    here.environment |= {"NANOBANANA_ON_UNKNOWN": "resubmit", "NANOBANANA_MAX_ATTEMPTS": "1"}
+    assert here.run("run", "--limit", "1").code == 3
+    assert submits(provider) == ["the lost one"]
+
+    here.run("run", "--limit", "1")
+    assert submits(provider) == ["the lost one", "the good one"]
+    # A person's word is about any of them.
+    assert here.run("run", "--limit", "1", "--resubmit-unknown").code == 0
+    assert submits(provider) == ["the lost one", "the good one", "the lost one"]
+
+
 def test_rejected_rows_are_a_warning(place: tuple[Place, SimulatorProcess]) -> None:
     """Bad rows are the catalogue's business: the good ones are made, and a script is not stopped by the others."""
     here, _ = place
