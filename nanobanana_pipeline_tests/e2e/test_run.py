@@ -319,7 +319,8 @@ def test_a_limit_passes_over_items_that_had_all_their_attempts(place: tuple[Plac
     here, provider = place
     here.catalogue({"lost": "the lost one", "good": "the good one"})
     provider.set_faults([{"contains": "lost", "fault": "answer_lost", "times": 1}])
-    here.environment |= {"NANOBANANA_ON_UNKNOWN": "resubmit", "NANOBANANA_MAX_ATTEMPTS": "1"}
+    knobs = {"ON_UNKNOWN": "resubmit", "MAX_ATTEMPTS": "1", "SHARD_SIZE": "1"}
+    here.environment |= {f"NANOBANANA_{name}": value for name, value in knobs.items()}
     assert here.run("run", "--limit", "1").code == 3
     assert submits(provider) == ["the lost one"]
 
