@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import sqlalchemy as sa
+from sqlalchemy import make_url
 
 from nanobanana_pipeline.catalogue.identity import Request, request_hash
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
@@ -92,6 +93,18 @@ def admitted(ledger: Ledger, candidate: Candidate, *, worker: Worker = WORKER, p
     (verdict,) = admit(ledger, [candidate], worker=worker, price=price)
     assert isinstance(verdict, Attempt), verdict
     return verdict
+
+
+def late_to_look_for_deadlocks(postgres_url: str) -> str:
+    """The same database, in which a transaction that waits looks for a deadlock after five seconds, and not after one.
+
+    It looks once. A busy machine took longer than one to begin the other's wait, which was then the one that was ended.
+    """
+    return (
+        make_url(postgres_url)
+        .update_query_dict({"options": "-c deadlock_timeout=5s"})
+        .render_as_string(hide_password=False)
+    )
 
 
 def wait_until_held_up(ledger: Ledger) -> None:

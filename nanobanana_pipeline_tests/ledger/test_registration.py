@@ -18,6 +18,7 @@ from nanobanana_pipeline_tests.ledger.books import (
     OpenGate,
     admitted,
     enter,
+    late_to_look_for_deadlocks,
     prompt,
     wait_until_held_up,
     waiting,
@@ -164,7 +165,7 @@ def test_an_edit_beside_a_worker_leaves_the_item_where_the_worker_brings_it(post
 @pytest.mark.postgres
 def test_a_registration_that_is_in_a_workers_way_is_made_again(postgres_url: str) -> None:
     """Each holds an item that the other wants next: PostgreSQL ends one of them, and nobody has to start it anew."""
-    with Ledger(postgres_url) as ledger:
+    with Ledger(late_to_look_for_deadlocks(postgres_url)) as ledger:
         enter(ledger, [prompt("a"), prompt("b")])
         first, second = sorted(waiting(ledger), key=lambda candidate: candidate.item_id)
         hold = schema.items.update().where(schema.items.c.item_id == sa.bindparam("which")).values(note="held")
@@ -174,7 +175,7 @@ def test_a_registration_that_is_in_a_workers_way_is_made_again(postgres_url: str
             postings.execute(hold, {"which": second.item_id})
             editing = threading.Thread(target=lambda: reports.append(enter(ledger, rows)))
             editing.start()
-            # Whoever has waited for a second looks for a deadlock, and is ended: it must have come first.
+            # Whoever has waited long enough looks for a deadlock, once, and is ended: it must have come first.
             wait_until_held_up(ledger)
             postings.execute(hold, {"which": first.item_id})
         editing.join(120)

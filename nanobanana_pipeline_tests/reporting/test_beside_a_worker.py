@@ -20,7 +20,7 @@ from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.reporting.costs import summary
 from nanobanana_pipeline.reporting.reconcile import reconcile
 from nanobanana_pipeline.reporting.repricing import reprice
-from nanobanana_pipeline_tests.ledger.books import wait_until_held_up
+from nanobanana_pipeline_tests.ledger.books import late_to_look_for_deadlocks, wait_until_held_up
 from nanobanana_pipeline_tests.reporting.conftest import HALF_PRICE, World, rows
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.postgres
 @pytest.fixture
 def made(world: Callable[..., World], postgres_url: str) -> World:
     """Four items, two of them of unknown outcome, and the ledger on PostgreSQL."""
-    made = world(faults=FAULTS, ledger_url=postgres_url)
+    made = world(faults=FAULTS, ledger_url=late_to_look_for_deadlocks(postgres_url))
     made.catalogue("one", rows(4))
     made.run()
     return made
@@ -49,7 +49,7 @@ def beside_a_worker(ledger: Ledger, command: Callable[[], T], holds: Any, wants:
         with ledger.posting() as worker:
             worker.execute(holds)
             done = thread.submit(command)
-            # Whoever has waited for a second looks for a deadlock, and is ended: it must have come first.
+            # Whoever has waited long enough looks for a deadlock, once, and is ended: it must have come first.
             wait_until_held_up(ledger)
             worker.execute(wants)
         return done.result(120)
@@ -129,7 +129,7 @@ def test_tables_are_adopted_beside_a_catalogue_of_the_same_prompts(
     with made.workspace.ledger.database.read() as connection:
         requests = {row.request_hash: row._asdict() for row in connection.execute(sa.select(schema.requests))}
     first, last = (schema.requests.insert().values(requests[hash_of[item]]) for item in (shown[0], shown[-1]))
-    settings = made.workspace.settings.model_copy(update={"ledger_url": postgres_url})
+    settings = made.workspace.settings.model_copy(update={"ledger_url": late_to_look_for_deadlocks(postgres_url)})
     with Workspace.open(settings) as workspace:
         adopted = beside_a_worker(workspace.ledger, lambda: adopt_tables(workspace), last, first)
         held = workspace.ledger.counters()
