@@ -1,19 +1,26 @@
 """Builders for ledger tests: catalogues of a few prompts, and a worker that makes attempts by hand."""
 
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final, TypeVar
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError
 
 from nanobanana_pipeline.catalogue.identity import Request, request_hash
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
 from nanobanana_pipeline.ledger.budget import Caps
+from nanobanana_pipeline.ledger.database import is_transient
 from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt, Blocked, Candidate, InFlight, Stale, Worker
 from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.registration import Registration
 from nanobanana_pipeline.model_specs.loader import load_spec
+
+T = TypeVar("T")
 
 SPEC: Final = load_spec()
 WORKER: Final = Worker(owner="worker-1", run_id="run-1", root_run_id="run-1", run_scope="run-1")
@@ -107,7 +114,34 @@ def late_to_look_for_deadlocks(postgres_url: str) -> str:
     )
 
 
-def wait_until_held_up(ledger: Ledger) -> None:
+def beside_a_worker(ledger: Ledger, command: Callable[[], T], holds: sa.Executable, wants: sa.Executable) -> T:
+    """What a command gives that waits for what a worker `holds`, and has what this then `wants`.
+
+    PostgreSQL ends one of the two: the command, which waits longer. Skips the test where it ended the worker all the
+    same, which shows nothing about commands.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        with _skipped_if_ended(), ledger.posting() as worker:
+            worker.execute(holds)
+            done = thread.submit(command)
+            # Whoever has waited long enough looks for a deadlock, once, and is ended: it must have come first.
+            _wait_until_held_up(ledger)
+            worker.execute(wants)
+        return done.result(120)
+
+
+@contextmanager
+def _skipped_if_ended() -> Generator[None]:
+    """Where PostgreSQL ends this transaction itself: once, CI took more than five seconds between the two waits."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not is_transient(error):
+            raise
+        pytest.skip("PostgreSQL ended the worker and not the command: the machine was too slow between their waits")
+
+
+def _wait_until_held_up(ledger: Ledger) -> None:
     """Until somebody waits for a row that another holds."""
     waits = sa.text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

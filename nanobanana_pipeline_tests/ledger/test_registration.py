@@ -3,12 +3,11 @@
 import threading
 
 import pytest
-import sqlalchemy as sa
 
 from nanobanana_pipeline.ledger import schema
 from nanobanana_pipeline.ledger.entries import AdmissionRequest, Attempt
 from nanobanana_pipeline.ledger.ledger import Ledger
-from nanobanana_pipeline.ledger.registration import GONE, Registration
+from nanobanana_pipeline.ledger.registration import GONE
 from nanobanana_pipeline.ledger.states import ITEM_STATE_OF, AttemptState, ItemState
 from nanobanana_pipeline.ledger.work import candidates
 from nanobanana_pipeline_tests.ledger.books import (
@@ -17,10 +16,10 @@ from nanobanana_pipeline_tests.ledger.books import (
     WORKER,
     OpenGate,
     admitted,
+    beside_a_worker,
     enter,
     late_to_look_for_deadlocks,
     prompt,
-    wait_until_held_up,
     waiting,
 )
 
@@ -168,18 +167,13 @@ def test_a_registration_that_is_in_a_workers_way_is_made_again(postgres_url: str
     with Ledger(late_to_look_for_deadlocks(postgres_url)) as ledger:
         enter(ledger, [prompt("a"), prompt("b")])
         first, second = sorted(waiting(ledger), key=lambda candidate: candidate.item_id)
-        hold = schema.items.update().where(schema.items.c.item_id == sa.bindparam("which")).values(note="held")
+        held_first, held_second = (
+            schema.items.update().where(schema.items.c.item_id == item.item_id).values(note="held")
+            for item in (first, second)
+        )
         rows = [prompt(first.prompt_id, priority=1), prompt(second.prompt_id, priority=2)]
-        reports: list[Registration] = []
-        with ledger.posting() as postings:
-            postings.execute(hold, {"which": second.item_id})
-            editing = threading.Thread(target=lambda: reports.append(enter(ledger, rows)))
-            editing.start()
-            # Whoever has waited long enough looks for a deadlock, once, and is ended: it must have come first.
-            wait_until_held_up(ledger)
-            postings.execute(hold, {"which": first.item_id})
-        editing.join(120)
-        assert [(report.relabelled, report.prompts) for report in reports] == [(2, 2)]
+        report = beside_a_worker(ledger, lambda: enter(ledger, rows), held_second, held_first)
+        assert (report.relabelled, report.prompts) == (2, 2)
         assert [(it.prompt_id, it.priority) for it in waiting(ledger)] == [
             (second.prompt_id, 2),
             (first.prompt_id, 1),

@@ -4,9 +4,8 @@ It was the command that was ended, with a report of a defect to send in; a run m
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 import sqlalchemy as sa
@@ -15,12 +14,11 @@ from nanobanana_pipeline.generation.adoption import adopt_tables
 from nanobanana_pipeline.generation.unknowns import decide, held_attempts
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema
-from nanobanana_pipeline.ledger.ledger import Ledger
 from nanobanana_pipeline.ledger.states import AttemptState
 from nanobanana_pipeline.reporting.costs import summary
 from nanobanana_pipeline.reporting.reconcile import reconcile
 from nanobanana_pipeline.reporting.repricing import reprice
-from nanobanana_pipeline_tests.ledger.books import late_to_look_for_deadlocks, wait_until_held_up
+from nanobanana_pipeline_tests.ledger.books import beside_a_worker, late_to_look_for_deadlocks
 from nanobanana_pipeline_tests.reporting.conftest import HALF_PRICE, World, rows
 
 T = TypeVar("T")
@@ -41,18 +39,6 @@ def made(world: Callable[..., World], postgres_url: str) -> World:
     made.catalogue("one", rows(4))
     made.run()
     return made
-
-
-def beside_a_worker(ledger: Ledger, command: Callable[[], T], holds: Any, wants: Any) -> T:
-    """What a command gives that waits for what a worker `holds`, and has what this then `wants`."""
-    with ThreadPoolExecutor(1) as thread:
-        with ledger.posting() as worker:
-            worker.execute(holds)
-            done = thread.submit(command)
-            # Whoever has waited long enough looks for a deadlock, once, and is ended: it must have come first.
-            wait_until_held_up(ledger)
-            worker.execute(wants)
-        return done.result(120)
 
 
 def assert_counted_once(made: World) -> None:

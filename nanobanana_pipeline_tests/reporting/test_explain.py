@@ -111,13 +111,11 @@ def test_what_an_invoice_has_settled_waits_for_none(eventful: World) -> None:
     assert "at risk" not in told
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(f"plain/p000#{'9' * 5000}", id="digits"), "plain/p099", "nothing-like-it", "ab", "2026-02-30"]
-)
-def test_what_is_not_there_is_said(eventful: World, name: str) -> None:
+def test_what_is_not_there_is_said(eventful: World) -> None:
     """A person in the midst of an incident mistypes."""
-    with pytest.raises(UserError):
-        explain(eventful.workspace.ledger, name)
+    for name in (f"plain/p000#{'9' * 5000}", "plain/p099", "nothing-like-it", "ab", "2026-02-30"):
+        with pytest.raises(UserError):
+            explain(eventful.workspace.ledger, name)
 
 
 def test_a_day_without_work_is_no_error(world: Callable[..., World]) -> None:
