@@ -15,6 +15,7 @@ from nanobanana_pipeline.generation.publishing import publish_prompts, publish_s
 from nanobanana_pipeline.generation.staleness import differences
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema, statement
+from nanobanana_pipeline.ledger.database import through_deadlocks
 from nanobanana_pipeline.storage.repair import Repair
 
 _READ_AGAIN = frozenset({"prompts", "rejected_prompts"})
@@ -101,8 +102,13 @@ def _note_to_rebuild(workspace: Workspace, change: Callable[[frozenset[str]], fr
 
 def _forget_fingerprints(workspace: Workspace) -> None:
     """Have every catalogue read again: which rows are rejected is in no ledger."""
-    with workspace.ledger.database.write() as connection:
-        connection.execute(schema.catalogues.update().values(fingerprint=None))
+
+    def forget() -> None:
+        with workspace.ledger.database.write() as connection:
+            connection.execute(schema.catalogues.update().values(fingerprint=None))
+
+    # It comes to catalogues in the table's order, and a reading that finds some of them gone in that of their names.
+    through_deadlocks(forget)
 
 
 def _catalogues(workspace: Workspace) -> list[str]:

@@ -5,12 +5,12 @@ It was the command that was ended, with a report of a defect to send in; a run m
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import sqlalchemy as sa
 
 from nanobanana_pipeline.generation.adoption import adopt_tables
+from nanobanana_pipeline.generation.mending import mend_tables
 from nanobanana_pipeline.generation.unknowns import decide, held_attempts
 from nanobanana_pipeline.generation.workspace import Workspace
 from nanobanana_pipeline.ledger import schema
@@ -20,8 +20,6 @@ from nanobanana_pipeline.reporting.reconcile import reconcile
 from nanobanana_pipeline.reporting.repricing import reprice
 from nanobanana_pipeline_tests.ledger.books import beside_a_worker, late_to_look_for_deadlocks
 from nanobanana_pipeline_tests.reporting.conftest import HALF_PRICE, World, rows
-
-T = TypeVar("T")
 
 FAULTS = tuple({"contains": f"number {n}", "fault": "answer_lost"} for n in (0, 1))
 
@@ -122,3 +120,25 @@ def test_tables_are_adopted_beside_a_catalogue_of_the_same_prompts(
 
     assert (adopted.items, adopted.attempts) == (4, 4)
     assert adopted.spent_micros == summary(made.workspace).cost_micros == held["catalogue:one"].spent
+
+
+def test_tables_are_written_anew_beside_catalogues_that_go(made: World) -> None:
+    """It has every catalogue read again, which is an entry of each; one that is gone loses its own."""
+    made.catalogue("two", rows(4))
+    made.run()
+    table = schema.catalogues
+    entry = sa.select(table.c.catalogue, table.c.fingerprint).order_by(sa.text("ctid"))
+    with made.workspace.ledger.database.read() as connection:
+        (first, noted), (last, _) = connection.execute(entry).all()
+    assert noted is not None
+    of_last, of_first = (
+        table.update().where(table.c.catalogue == name).values(fingerprint="f") for name in (last, first)
+    )
+
+    mended = beside_a_worker(
+        made.workspace.ledger, lambda: mend_tables(made.workspace, everything=True), of_last, of_first
+    )
+
+    assert len(mended.shards) == 2
+    with made.workspace.ledger.database.read() as connection:
+        assert [fingerprint for _, fingerprint in connection.execute(entry)] == [None, None]
