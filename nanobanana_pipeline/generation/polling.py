@@ -23,7 +23,8 @@ _UNLEARNT_GAP_S: Final = 0.25
 _UNLEARNT_LONGEST_S: Final = 2.0
 _SCOUTS: Final = 2 * _ENOUGH
 """Tasks that are asked about early while nothing is learnt; a thousand others learn as much from their answers."""
-_BEHIND_SCOUTS_S: Final = 1.0
+_BEHIND_SCOUTS_S: Final = 3.0
+"""The age at which one of the others is asked about all the same, and then at each doubling of it."""
 _SHORTEST_GAP_S: Final = 0.1
 _LONGEST_GAP_S: Final = 10.0
 _LAG_SHARE: Final = 0.05
@@ -68,17 +69,28 @@ class Latencies:
         """The fixed gap between polls: twice the wanted mean lag."""
         return min(_LONGEST_GAP_S, max(_SHORTEST_GAP_S, 2 * _LAG_SHARE * self.percentile(0.5)))
 
-    def first_poll_s(self) -> float:
+    def send_scout(self) -> bool:
+        """Whether one more task, just submitted, is to be asked about early: while nothing is learnt, some have to be.
+
+        The others wait for what these tell; see `learnt`.
+        """
+        if self.learnt or self._scouts == _SCOUTS:
+            return False
+        self._scouts += 1
+        return True
+
+    def first_poll_s(self, *, scout: bool = False) -> float:
         """Seconds after the submit at which to ask for the first time."""
         if not self.learnt:
-            self._scouts += 1
-            return _UNLEARNT_GAP_S if self._scouts <= _SCOUTS else _BEHIND_SCOUTS_S
+            return _UNLEARNT_GAP_S if scout else _BEHIND_SCOUTS_S
         return self.gap_s if self._wide else max(self.percentile(_FIRST_SHARE), _SHORTEST_GAP_S)
 
-    def next_poll_s(self, age_s: float) -> float:
+    def next_poll_s(self, age_s: float, *, scout: bool = False) -> float:
         """Seconds until the next question, for a task that was submitted `age_s` ago and has not ended."""
         if not self.learnt:
-            return min(_UNLEARNT_LONGEST_S, max(_UNLEARNT_GAP_S, age_s / 2))
+            if scout:
+                return min(_UNLEARNT_LONGEST_S, max(_UNLEARNT_GAP_S, age_s / 2))
+            return min(_LONGEST_STRETCHED_S, max(_BEHIND_SCOUTS_S, age_s))
         gap = self.gap_s
         if self._wide:
             return min(_LONGEST_STRETCHED_S, gap * max(1.0, age_s / max(self.percentile(0.75), _SHORTEST_GAP_S)) ** 0.5)

@@ -92,10 +92,11 @@ def _learnt(latencies: list[float]) -> Outcome:
 
 
 def _ages(known: Latencies) -> Iterator[float]:
-    age_s = known.first_poll_s()
+    scout = known.send_scout()
+    age_s = known.first_poll_s(scout=scout)
     while True:
         yield age_s
-        age_s += known.next_poll_s(age_s)
+        age_s += known.next_poll_s(age_s, scout=scout)
 
 
 def _tried(latencies: list[float], times: Times, parameter: float) -> Outcome:
