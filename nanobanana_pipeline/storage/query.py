@@ -148,6 +148,10 @@ def _stoppable(connection: duckdb.DuckDBPyConnection, work: Callable[[], str | b
     with ThreadPoolExecutor(1, thread_name_prefix="query") as pool:
         answer = pool.submit(work)
         try:
+            # Not all at once: where another library listens to signals as well (Polars does), a wait without an end is
+            # gone on with after one, and Ctrl-C was heard when the query was over.
+            while not answer.done():
+                wait([answer], timeout=0.1)
             return answer.result()
         finally:
             while not answer.done():
