@@ -341,9 +341,7 @@ class Lifecycle:
                 await self._overdue(attempt, _NOT_KNOWN if gone else reason)
                 return answer
 
-    async def _behind_scouts(
-        self, latencies: Latencies, began: float, wait_s: float, no_sooner_s: float
-    ) -> float:
+    async def _behind_scouts(self, latencies: Latencies, began: float, wait_s: float, no_sooner_s: float) -> float:
         """Wait for what other tasks tell of the latency, and no longer than `wait_s`; seconds that are left to wait.
 
         A thousand tasks that were begun before anything was learnt were once asked about eight times each.

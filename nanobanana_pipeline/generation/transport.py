@@ -8,7 +8,7 @@ import asyncio
 import os
 import ssl
 import zlib
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
@@ -84,6 +84,34 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(verify=True, trust_env=False)
 
 
+class _Body(httpx.AsyncByteStream):
+    """A whole body, in one piece."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._body
+
+
+class _Answer(httpx.Response):
+    """An answer whose body is whole and decoded.
+
+    Given to httpx as its content, that would go through a decoder and a list of pieces: 17 of 20 microseconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        fault: BodyError | None,
+        request: httpx.Request,
+    ) -> None:
+        super().__init__(status, headers=headers, stream=_Body(body), extensions={"fault": fault}, request=request)
+        self._content = body
+
+
 class Transport(httpx.AsyncBaseTransport):
     """Sends requests; every failure is a `NeverSentError` or a `MaybeSentError`, with a short text that holds no URL.
 
@@ -140,9 +168,7 @@ class Transport(httpx.AsyncBaseTransport):
             raise MaybeSentError(str(fault or "no answer"))
         # The body is decoded, and httpx would do it again.
         headers = [header for header in response.raw_headers if header[0].lower() != b"content-encoding"]
-        return httpx.Response(
-            response.status, headers=headers, content=body, extensions={"fault": fault}, request=request
-        )
+        return _Answer(response.status, headers, body, fault, request)
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from typing import Literal
 
 from nanobanana_pipeline.model_specs.spec import ModelSpec, PriceList
@@ -61,7 +62,7 @@ def reservation(
     """
     prices = spec.price_at(day)
     estimates = spec.estimates
-    prompt_tokens = Fraction(estimates.prompt_tokens_per_char) * request_prompt_chars
+    prompt_tokens = _fraction(estimates.prompt_tokens_per_char) * request_prompt_chars
     input_tokens = prompt_tokens + input_images * estimates.input_image_tokens
     usd = (
         _image_price(spec, prices, resolution)
@@ -93,7 +94,7 @@ def _completion_tokens(usage: Usage) -> int | None:
 
 def _image_price(spec: ModelSpec, prices: PriceList, resolution: str | None) -> Fraction:
     spec.tier(resolution)
-    return Fraction(prices.image_per_resolution[resolution or spec.default_resolution])
+    return _fraction(prices.image_per_resolution[resolution or spec.default_resolution])
 
 
 def _prices_for_settling(spec: ModelSpec, day: date) -> PriceList:
@@ -106,8 +107,15 @@ def _prices_for_settling(spec: ModelSpec, day: date) -> PriceList:
     return min(spec.prices, key=days_away)
 
 
+@cache
 def _per_token(per_million: Decimal) -> Fraction:
     return Fraction(per_million) / _TOKENS_PER_MILLION
+
+
+@cache
+def _fraction(value: Decimal) -> Fraction:
+    """Made once for each price: an item needs ten of them, and making one takes as long as reckoning with it."""
+    return Fraction(value)
 
 
 def _round_half_up(value: Fraction) -> int:
