@@ -7,7 +7,7 @@ past runs depend on it. Nothing here reads a catalogue or touches a disk.
 import hashlib
 import re
 from collections.abc import Iterable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -40,7 +40,17 @@ class Request(NamedTuple):
 
     def to_json(self) -> str:
         """The request as compact JSON, without what the row leaves open."""
-        given = {name: value for name, value in zip(self._fields, self, strict=True) if value}
+        # Field by field: by their names in a row it takes twice as long, a million times over.
+        model, prompt, image_urls, aspect_ratio, resolution, response_modalities = self
+        given: dict[str, Any] = {"model": model, "prompt": prompt}
+        if image_urls:
+            given["image_urls"] = image_urls
+        if aspect_ratio:
+            given["aspect_ratio"] = aspect_ratio
+        if resolution:
+            given["resolution"] = resolution
+        if response_modalities:
+            given["response_modalities"] = response_modalities
         return orjson.dumps(given).decode()
 
     @classmethod
@@ -99,11 +109,22 @@ def request_hash(request: Request, spec: ModelSpec) -> str:
 
 def item_id(catalogue: str, prompt_id: str, sample: int) -> str:
     """32 hex digits for one image wanted: sample number `sample` of a prompt of a catalogue."""
-    name, prompt = catalogue.encode("utf-8", "surrogatepass"), prompt_id.encode("utf-8", "surrogatepass")
-    number = b"%d" % sample
+    return item_ids(catalogue, [(prompt_id, sample)])[0]
+
+
+def item_ids(catalogue: str, wanted: Iterable[tuple[str, int]]) -> list[str]:
+    """The `item_id` of each prompt id and sample of a catalogue."""
+    sha256 = hashlib.sha256
+    name = catalogue.encode("utf-8", "surrogatepass")
     # The length goes first, or ("a", "bc") and ("ab", "c") would be one item.
-    parts = b"%d:%b%d:%b%d:%b" % (len(name), name, len(prompt), prompt, len(number), number)
-    return hashlib.sha256(parts).hexdigest()[:_ID_HEX_DIGITS]
+    start = b"%d:%b" % (len(name), name)
+    ids: list[str] = []
+    for prompt_id, sample in wanted:
+        prompt = prompt_id.encode("utf-8", "surrogatepass")
+        number = b"%d" % sample
+        parts = b"%b%d:%b%d:%b" % (start, len(prompt), prompt, len(number), number)
+        ids.append(sha256(parts).hexdigest()[:_ID_HEX_DIGITS])
+    return ids
 
 
 def safe_name(text: str, limit: int = 80) -> str:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from filelock import FileLock
 from sqlalchemy.engine import Connection
 
-from nanobanana_pipeline.catalogue.identity import item_id
+from nanobanana_pipeline.catalogue.identity import item_ids
 from nanobanana_pipeline.catalogue.sharding import shard_key
 from nanobanana_pipeline.catalogue.validation import CataloguePrompt
 from nanobanana_pipeline.ledger import schema
@@ -206,22 +206,19 @@ def _enter(
     new: bool,
 ) -> list[str]:
     """Enter a batch, counted in `report`; the items that it is about."""
-    wanted = [
-        (item_id(prompt.catalogue, prompt.prompt_id, sample), sample, prompt)
-        for prompt in batch
-        for sample in range(1, prompt.samples + 1)
-    ]
-    known = {} if new else _items_by_id(connection, _KNOWN, [entry[0] for entry in wanted])
+    wanted = [(prompt, sample) for prompt in batch for sample in range(1, prompt.samples + 1)]
+    identities = item_ids(report.catalogue, ((prompt.prompt_id, sample) for prompt, sample in wanted))
+    known = {} if new else _items_by_id(connection, _KNOWN, identities)
     assign = _Assignment(connection, report.catalogue, shard_size)
-    added: list[tuple[str, int, CataloguePrompt, str, int]] = []
+    added: list[tuple[Any, ...]] = []
     changed: dict[str, CataloguePrompt] = {}
     requests: dict[str, CataloguePrompt] = {}
     shard_of_prompt: dict[str, str] = {}
-    for identity, sample, prompt in wanted:
+    for identity, (prompt, sample) in zip(identities, wanted, strict=True):
         row = known.get(identity)
         if row is None:
             shard = shard_of_prompt.get(prompt.prompt_id) or assign.shard_of_new_prompt()
-            added.append((identity, sample, prompt, shard, assign.next_position()))
+            added.append(_item_row(identity, prompt, sample, shard, assign.next_position()))
             report.new += 1
             report.shards.add(shard)
         else:
@@ -251,14 +248,14 @@ def _enter(
         assign.save()
     if changed:
         connection.execute(_EDIT, _edits(database, connection, changed))
-    return [identity for identity, _, _ in wanted]
+    return identities
 
 
 def _insert(
     database: Database,
     connection: Connection,
     requests: Mapping[str, CataloguePrompt],
-    added: Sequence[tuple[str, int, CataloguePrompt, str, int]],
+    added: list[tuple[Any, ...]],
     default_resolution: str,
 ) -> None:
     # A request that was adopted from the tables may lack its prompt (`adoption`). In one order for every process.
@@ -268,10 +265,10 @@ def _insert(
         rows = [_request_row(prompt, default_resolution) for _, prompt in page]
         database.insert(connection, complete, _REQUEST_COLUMNS, rows)
     for page in _pages(added):
-        database.insert(connection, _items.insert(), _ITEM_COLUMNS, [_item_row(*new) for new in page])
+        database.insert(connection, _items.insert(), _ITEM_COLUMNS, page)
 
 
-def _pages(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+def _pages(rows: list[T]) -> Iterator[list[T]]:
     """A few rows at a time: as the database takes them, they take several times the memory."""
     return (rows[start : start + _ROWS_A_PAGE] for start in range(0, len(rows), _ROWS_A_PAGE))
 
@@ -290,7 +287,7 @@ _ITEM_COLUMNS = (
 )
 
 
-def _item_row(identity: str, sample: int, prompt: CataloguePrompt, shard: str, position: int) -> tuple[Any, ...]:
+def _item_row(identity: str, prompt: CataloguePrompt, sample: int, shard: str, position: int) -> tuple[Any, ...]:
     return (
         identity,
         prompt.catalogue,
