@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import httpx
 import pytest
 import uvloop
 from pydantic import SecretStr
@@ -27,6 +28,7 @@ from nanobanana_pipeline.generation.answers import (
 )
 from nanobanana_pipeline.generation.client import MAX_REDIRECTS, HttpProvider, Timeouts
 from nanobanana_pipeline.generation.patience import Patience
+from nanobanana_pipeline.generation.transport import Transport, bounds, tls_context
 from nanobanana_pipeline.model_specs.kinds import ErrorKind
 from nanobanana_pipeline.model_specs.loader import load_spec
 from nanobanana_pipeline.model_specs.spec import ModelSpec
@@ -88,6 +90,24 @@ async def download_from(answer: Reply, *, timeouts: Timeouts | None = None, spec
     """The outcome of one download that the server answers so."""
     async with RawServer(lambda _: answer) as server, provider(server.url, timeouts=timeouts, spec=spec) as client:
         return await client.download(f"{server.url}/pictures/1.png?signature=secret")
+
+
+def test_an_answer_is_httpxs_and_can_be_read_in_each_of_its_ways(run: Run) -> None:
+    """Its body is handed over whole, past httpx's own reading, and yet it is what any other transport would give."""
+
+    async def body() -> None:
+        async with RawServer(lambda _: reply(200, TASK)) as server:
+            transport = Transport(tls_context())
+            within = bounds(connect_s=10, whole_s=30, most_bytes=1 << 20)
+            answer = await transport.handle_async_request(httpx.Request("GET", server.url, extensions=within))
+            await transport.aclose()
+        assert (answer.status_code, answer.content, answer.text) == (200, TASK, TASK.decode())
+        assert answer.json()["id"] == "task-1"
+        assert await answer.aread() == TASK
+        assert [piece async for piece in answer.aiter_bytes()] == [TASK]
+        assert [piece async for piece in answer.aiter_raw()] == [TASK]
+
+    run(body())
 
 
 # Submitting: refused, or unknown

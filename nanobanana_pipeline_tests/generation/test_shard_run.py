@@ -1,6 +1,7 @@
 """The main job without Dagster: prompts in, images and tables out, and nothing paid twice however often it is run."""
 
 import sqlite3
+import statistics
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -342,3 +343,15 @@ def test_bad_rows_are_told_why_and_the_good_ones_become_images(pipelines: Callab
     assert rejected == {number: cell.rule for number, cell in mixed.bad.items()}
     assert all(row["message"] for row in pipeline.table("rejected_prompts"))
     pipeline.assert_books_agree()
+
+
+def test_tasks_behind_the_scouts_are_asked_about_once_these_have_told(pipelines: Callable[..., Pipeline]) -> None:
+    """A first thousand tasks, begun before anything was learnt, were once asked about eight times each."""
+    pipeline = pipelines(latency=1.5, sigma=0.1)
+    pipeline.write(rows(100))
+    pipeline.run()
+    polls = sorted(row["polls"] for row in pipeline.table("attempts"))
+    # Forty go ahead. At one second, when none can have ended, each of the others had been asked about as well.
+    assert len(polls) == 100
+    assert statistics.median(polls[:60]) == 1
+    assert max(polls[:60]) <= 3

@@ -1,6 +1,10 @@
 """Catalogues in the book: nobody moves, nothing paid is forgotten, and what can't be read isn't taken for removed."""
 
+import shutil
+import sqlite3
 import threading
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +45,18 @@ def test_nobody_moves_when_rows_come_and_go(ledger: Ledger) -> None:
     report = enter(ledger, [prompt("new"), prompt("c"), prompt("b", samples=2)], shard_size=2)
     assert _shards(ledger) == {"cat-000000": ["b", "b"], "cat-000001": ["c", "new"]}
     assert (report.new, report.removed, report.unchanged) == (2, 1, 2)
+
+
+def test_what_was_entered_is_not_left_in_sqlites_log(tmp_path: Path) -> None:
+    """Else the next worker to commit would have to write 200 MB of it to the database first."""
+    place = tmp_path / "ledger.sqlite"
+    with Ledger(f"sqlite:///{place}") as ledger:
+        enter(ledger, [prompt(f"p{n}") for n in range(50)])
+        alone = shutil.copy(place, tmp_path / "without-its-log.sqlite")
+        with ledger.database.read() as connection:
+            assert connection.exec_driver_sql("PRAGMA wal_autocheckpoint").scalar_one() == 1_000
+    with closing(sqlite3.connect(alone)) as copy:
+        assert copy.execute("SELECT count(*) FROM items").fetchone() == (50,)
 
 
 def test_what_has_priority_waits_in_front_whatever_the_page(ledger: Ledger) -> None:

@@ -148,6 +148,25 @@ def test_threads_may_write_side_by_side(tmp_path: Path) -> None:
     assert sum(1 for _ in (tmp_path / "images").rglob("*.png")) == 100
 
 
+def test_files_that_are_written_together_leave_nothing_behind_when_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each failure would leave open files in the process and half a batch in the folder."""
+    real_rename = os.rename
+
+    def refused(source: str, target: str) -> None:
+        if target.endswith("b.png"):
+            raise OSError(28, "No space left on device")
+        real_rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(OSError, match="No space"):
+        ImageStore(tmp_path).write_all([(f"images/c/{name}.png", b"x") for name in "abc"])
+    assert [path.name for path in (tmp_path / "images/c").iterdir()] == ["a.png"]
+    still_open = [os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").glob("*")]
+    assert not [path for path in still_open if path.startswith(str(tmp_path))]
+
+
 # A child that dies at one step of writing a file over an older one.
 DIE_AT = """
 import os, stat
@@ -209,6 +228,9 @@ def test_everything_is_flushed_in_order(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "rename", noted_rename)
     ImageStore(tmp_path).write("images/c/a.png", b"x")
     assert steps == ["flush .", "flush images", "flush temporary", "rename", "flush images/c"]
+    steps.clear()
+    ImageStore(tmp_path).write_all([("images/c/b.png", b"x"), ("images/c/d.png", b"y")])
+    assert steps[-5:] == ["flush temporary", "flush temporary", "rename", "rename", "flush images/c"]
 
 
 def test_an_object_store_gets_one_whole_object(bucket: str) -> None:
