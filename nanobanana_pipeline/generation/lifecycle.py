@@ -302,13 +302,14 @@ class Lifecycle:
         """Poll until the task has ended or is overdue, once when it was found so; returns the last answer."""
         began = time.monotonic() - self._age_s(attempt)
         latencies = self._schedule.of(attempt.resolution)
-        scout = latencies.send_scout()
+        # What is overdue teaches nothing: it is asked about once.
+        scout = attempt.state is AttemptState.SUBMITTED and latencies.send_scout()
         unknown_since: float | None = None
         wait_s = max(0.0, latencies.first_poll_s(scout=scout) - self._age_s(attempt))
         no_sooner_s = 0.0
         while True:
             if not scout and not latencies.learnt:
-                wait_s = await self._behind_scouts(latencies, began, wait_s, no_sooner_s)
+                wait_s = await self._behind_scouts(latencies, attempt, began, wait_s, no_sooner_s)
             await self._pause(wait_s)
             answer = await self._provider.poll(attempt.task_id or "")
             attempt.polls += 1
@@ -341,18 +342,25 @@ class Lifecycle:
                 await self._overdue(attempt, _NOT_KNOWN if gone else reason)
                 return answer
 
-    async def _behind_scouts(self, latencies: Latencies, began: float, wait_s: float, no_sooner_s: float) -> float:
+    async def _behind_scouts(
+        self, latencies: Latencies, attempt: Attempt, began: float, wait_s: float, no_sooner_s: float
+    ) -> float:
         """Wait for what other tasks tell of the latency, and no longer than `wait_s`; seconds that are left to wait.
 
         A thousand tasks that were begun before anything was learnt were once asked about eight times each.
         """
         asleep = time.monotonic()
-        ends = asleep + wait_s
+        # Not beyond its deadline, which is noticed by a question.
+        ends = asleep + max(no_sooner_s, min(wait_s, began + self._policy.task_deadline_s - asleep))
         while not latencies.learnt and (left_s := ends - time.monotonic()) > 0:
             await self._pause(min(left_s, _LOOK_AGAIN_S))
         now = time.monotonic()
-        due = max(began + latencies.first_poll_s(), asleep + no_sooner_s)
-        return max(0.0, min(ends, due) - now) if latencies.learnt else 0.0
+        if not latencies.learnt:
+            return 0.0
+        # One that has been asked about a moment ago is not asked again with all the others.
+        asked_again = asleep + latencies.gap_s if attempt.polls else now
+        due = max(began + latencies.first_poll_s(), asleep + no_sooner_s, asked_again)
+        return max(0.0, min(ends, due) - now)
 
     async def _overdue(self, attempt: Attempt, reason: str) -> None:
         await self._leave(

@@ -74,7 +74,7 @@ class Latencies:
 
         The others wait for what these tell; see `learnt`.
         """
-        if self.learnt or self._scouts == _SCOUTS:
+        if self.learnt or self._scouts >= _SCOUTS:
             return False
         self._scouts += 1
         return True

@@ -32,7 +32,7 @@ _CHECKPOINT_PAGES: Final = 1_000
 """Of 4 KB, in SQLite's write-ahead log, before they are written to the database itself; SQLite's own default."""
 _LARGE_CHECKPOINT_PAGES: Final = 50_000
 _LOG_BYTES: Final = 16 * 1024 * 1024
-"""What that log may keep of the disk once all in it is written."""
+"""What that log may keep of the disk when it is begun anew, all in it being written."""
 _VERSION_KEY = "schema_version"
 _RETRY_SQLSTATES = {"40001", "40P01"}
 _RETRIES: Final = 8
@@ -252,7 +252,8 @@ class Database:
             yield
         finally:
             cursor.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
-            # As far as it goes without waiting: else the next to commit, perhaps a worker, would have all of it to do.
+            # As far as it goes without waiting: else the next to commit, perhaps a worker, would have all of it to do,
+            # as one has that commits meanwhile.
             with suppress(sqlite3.Error):  # all that was entered is durable; a later checkpoint meets the same disk
                 cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             cursor.execute(f"PRAGMA cache_size=-{_CACHE_KB}")

@@ -71,8 +71,7 @@ def write_files(files: Sequence[tuple[str, bytes]]) -> None:
             os.close(aside.popleft().descriptor)
     except BaseException:
         for file in aside:
-            os.close(file.descriptor)
-            os.unlink(file.temporary)  # noqa: PTH108
+            _drop(file.descriptor, file.temporary)
         raise
     # Once for all files of a folder: flushing it costs as much as flushing one of them.
     for folder in {os.path.split(path)[0] for path, _ in files}:
@@ -98,10 +97,17 @@ def _write_aside(path: str, data: bytes) -> _Aside:
             rest = rest[os.write(descriptor, rest) :]
         _begin_flush(descriptor)
     except BaseException:
-        os.close(descriptor)
-        os.unlink(temporary)  # noqa: PTH108
+        _drop(descriptor, temporary)
         raise
     return _Aside(descriptor, temporary, path)
+
+
+def _drop(descriptor: int, temporary: str) -> None:
+    """Close and remove a file that is given up, as far as it goes: why it is, is what the caller is to be told."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        os.unlink(temporary)  # noqa: PTH108
 
 
 def _begin_flush(descriptor: int) -> None:

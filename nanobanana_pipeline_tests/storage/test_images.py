@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -163,8 +164,32 @@ def test_files_that_are_written_together_leave_nothing_behind_when_one_fails(
     with pytest.raises(OSError, match="No space"):
         ImageStore(tmp_path).write_all([(f"images/c/{name}.png", b"x") for name in "abc"])
     assert [path.name for path in (tmp_path / "images/c").iterdir()] == ["a.png"]
-    still_open = [os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").glob("*")]
-    assert not [path for path in still_open if path.startswith(str(tmp_path))]
+    assert not _open_below(tmp_path)
+
+
+def test_a_folder_that_goes_while_a_batch_is_flushed_costs_no_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be removed any more once left all files of the batch but one open, at each such failure."""
+    real_fsync, folder = os.fsync, tmp_path / "images/c"
+
+    def flushed(descriptor: int) -> None:
+        real_fsync(descriptor)
+        if os.path.realpath(f"/proc/self/fd/{descriptor}").startswith(f"{folder}/"):
+            monkeypatch.setattr(os, "fsync", real_fsync)
+            shutil.rmtree(folder)
+
+    store = ImageStore(tmp_path)
+    store.write("images/c/z.png", b"x")
+    monkeypatch.setattr(os, "fsync", flushed)
+    store.write_all([(f"images/c/{name}.png", b"x") for name in "abc"])
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png", "c.png"]
+    assert not _open_below(tmp_path)
+
+
+def _open_below(folder: Path) -> list[str]:
+    paths = [os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").glob("*")]
+    return [path for path in paths if path.startswith(str(folder))]
 
 
 # A child that dies at one step of writing a file over an older one.
