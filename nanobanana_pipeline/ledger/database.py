@@ -236,7 +236,7 @@ class Database:
             connection.exec_driver_sql(str(compiled), [dict(zip(columns, row, strict=True)) for row in rows])
 
     @contextmanager
-    def large_cache(self, connection: Connection) -> Generator[None]:
+    def much_to_write(self, connection: Connection) -> Generator[None]:
         """Room for many transactions that each touch all of an index: with less, SQLite writes a page many times.
 
         A million new items took 39 to 44 s of CPU with 64 MB and a checkpoint at each commit, and 31 to 32 like this.
@@ -252,8 +252,8 @@ class Database:
             yield
         finally:
             cursor.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
-            # As far as it goes without waiting: else the next to commit, perhaps a worker, would have all of it to do,
-            # as one has that commits meanwhile.
+            # As far as it goes without waiting: else the next to commit, perhaps a worker, would have all of it to do.
+            # One that commits before this end does have what there is by then.
             with suppress(sqlite3.Error):  # all that was entered is durable; a later checkpoint meets the same disk
                 cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             cursor.execute(f"PRAGMA cache_size=-{_CACHE_KB}")

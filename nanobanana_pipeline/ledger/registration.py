@@ -107,7 +107,7 @@ def register(
     with (
         one_at_a_time(database, catalogue),
         database.engine.connect() as connection,
-        database.large_cache(connection),
+        database.much_to_write(connection),
     ):
         writing = connection.execution_options(nanobanana_write=True)
         with database.begun(writing):

@@ -97,7 +97,7 @@ def _empty(folder: Path) -> None:
     """Free what the files of a run took, and leave the files until all are measured.
 
     An ext4 without a journal gives no file the place of one that was removed within five minutes, and looks for another
-    past each of those: with ten thousand pictures removed, making one more took the next run 0.6 ms of CPU.
+    past each of those: with thousands of pictures removed before, making one took a run of the product 0.6 ms of CPU.
     """
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
