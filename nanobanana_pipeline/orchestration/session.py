@@ -6,6 +6,7 @@ has a session of its own. Nothing of Dagster's belongs here.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 
 from nanobanana_pipeline.errors import UserError
 from nanobanana_pipeline.generation.shard_run import ShardReport
@@ -29,6 +30,9 @@ class Session:
     """What the runs may pay for, when that was decided for all of them; None: each asks for itself."""
     logs_to_file: bool = False
     """Whether the engine's lines go where the process's logging leads; else to a run's own standard error."""
+    showing: Lock = field(default_factory=Lock)
+    """Held while a shard that is done is read back, checked and drawn. That takes some 20 MB for a moment, and several
+    shards end at once: of a run of 100,000 items that was the peak, a sixth above one of 10,000."""
     failure: UserError | None = None
     """The first error that is the user's to mend; what follows from it is noise."""
 

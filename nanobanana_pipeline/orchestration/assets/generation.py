@@ -220,7 +220,8 @@ def build_generation(names: Names, session: Session | None = None) -> dg.AssetsD
             except (RunInterruptedError, UserError) as end:
                 yield from _observations(run, workspace, str(end))
                 raise
-            results = _materializations(run, workspace, report)
+            with run.session.showing:
+                results = _materializations(run, workspace, report)
         yield from results
 
     return generation
