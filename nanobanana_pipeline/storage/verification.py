@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from PIL import Image, ImageFile
+from PIL import Image
 
 from nanobanana_pipeline.storage import structure
 from nanobanana_pipeline.storage.structure import BadImage, Shape
@@ -21,10 +21,6 @@ VerifyMode = Literal["full", "structure"]
 
 _EXTENSIONS: Final[Mapping[str, str]] = {"png": "png", "jpeg": "jpg", "webp": "webp", "gif": "gif", "avif": "avif"}
 _JPEG_END: Final = b"\xff\xd9"
-
-# Of pixels, kept for the next pictures: by itself Pillow gives each picture's 4 MB back to the system, and the four
-# threads of a shard then pay a fault for each of their pages, up to 0.4 ms a picture.
-Image.core.set_blocks_max(4)
 
 # Stand-ins for what a JPEG should still have had. The first is read as bits but never completes a picture; the others
 # differ, and hold no 0xFF that could be taken for a marker.
@@ -125,7 +121,7 @@ def _shape(data: bytes, kind: str) -> Shape:
         return Shape(*picture.size, has_c2pa=kind == "avif" and b"c2pa" in data)
 
 
-def _pillow(data: bytes, kind: str) -> ImageFile.ImageFile:
+def _pillow(data: bytes, kind: str) -> Image.Image:
     try:
         # One format only: whatever else the bytes may also be is never tried.
         return Image.open(io.BytesIO(data), formats=(kind.upper(),))
@@ -154,8 +150,6 @@ def _decoded(data: bytes, kind: str, shape: Shape) -> Image.Image:
 
 def _load(data: bytes, kind: str) -> Image.Image:
     picture = _pillow(data, kind)
-    # All at once: each piece of Pillow's 64 KB is copied, and waits for Python's lock behind the other threads.
-    picture.decodermaxblock = len(data)
     try:
         picture.load()
     except Exception as error:  # a decoder fed with torn bytes raises whatever it likes  # noqa: BLE001
