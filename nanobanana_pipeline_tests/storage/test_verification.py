@@ -154,6 +154,16 @@ def test_nearly_blank_is_not_blank() -> None:
     assert verify(encoded(dot, "png")).width == 200
 
 
+def test_colours_of_one_brightness_are_not_blank() -> None:
+    """Brightness is all that is decoded of most JPEGs; where it shows nothing, the colours are looked at."""
+    bands = [Image.new("L", (64, 64), 128), Image.linear_gradient("L").resize((64, 64)), Image.new("L", (64, 64), 90)]
+    data = encoded(Image.merge("YCbCr", bands), "jpeg", quality=95, subsampling=0)
+    with Image.open(io.BytesIO(data)) as brightness:
+        brightness.draft("L", None)
+        assert brightness.getextrema() == (128, 128)
+    assert verify(data).width == 64
+
+
 def test_pixels_are_bounded_before_decoding() -> None:
     """A few bytes can claim gigapixels; decoding them would take the machine down."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
